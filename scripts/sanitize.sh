@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# Runs the tests of the native executor against a build with sanitizers.
+#
+#   scripts/sanitize.sh [address|thread] [pytest arguments]
+#
+# address: AddressSanitizer and UndefinedBehaviorSanitizer. thread: ThreadSanitizer, for the thread pool. The build lies in
+# build/sanitize-KIND, beside the ordinary one and independent of it. Needs g++ and the environment of `make venv`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+kind=${1:-address}
+[ $# -gt 0 ] && shift
+venv=$(cd "${VENV:-.venv}" && pwd)
+cxx=${CXX:-g++}
+build=$PWD/build/sanitize-$kind
+case $kind in
+  address) runtime=libasan.so ;;
+  thread) runtime=libtsan.so ;;
+  *) echo "sanitize.sh: unknown sanitizer '$kind'; use address or thread" >&2; exit 2 ;;
+esac
+if "$cxx" --version | grep -qi clang; then
+  echo "sanitize.sh: needs g++ (clang places its runtimes elsewhere); set CXX=g++" >&2
+  exit 2
+fi
+shopt -s nullglob
+tests=(tests/test_native*.py)
+if [ ${#tests[@]} -eq 0 ]; then
+  echo "sanitize.sh: no tests/test_native*.py to run" >&2
+  exit 1
+fi
+
+CXX=$cxx "$venv/bin/cmake" -S . -B "$build" -G Ninja --log-level=WARNING -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+  -DSIGHTLINE_SANITIZE="$kind" -DSIGHTLINE_INPLACE=OFF \
+  -DCMAKE_MAKE_PROGRAM="$venv/bin/ninja" -DPython_EXECUTABLE="$venv/bin/python"
+"$venv/bin/cmake" --build "$build"
+
+# A copy of the package with the instrumented module in it, ahead of the ordinary one on the path.
+site=$build/site
+rm -rf "$site"
+mkdir -p "$site"
+cp -r src/sightline "$site/"
+rm -f "$site"/sightline/kernels/_native.*.so
+cp "$build"/_native.*.so "$site/sightline/kernels/"
+
+# The interpreter is not instrumented, so the runtime must be loaded before it; libstdc++ too, for its exceptions.
+preload="$("$cxx" -print-file-name=$runtime) $("$cxx" -print-file-name=libstdc++.so)"
+# Leaks: Python never frees all it has. malloc: each object its own block, so that overruns of numpy and bytes show too.
+export ASAN_OPTIONS="detect_leaks=0:allocator_may_return_null=1:${ASAN_OPTIONS:-}"
+export UBSAN_OPTIONS="print_stacktrace=1:${UBSAN_OPTIONS:-}"
+# torch and OpenMP synchronise in ways that an uninstrumented library cannot show.
+printf 'called_from_lib:%s\n' libtorch_cpu.so libtorch_python.so libgomp > "$build/tsan.supp"
+echo 'mutex:capsule_dealloc' >> "$build/tsan.supp" # at exit torch unlocks a mutex after its destructor
+export TSAN_OPTIONS="halt_on_error=0:exitcode=66:suppressions=$build/tsan.supp:${TSAN_OPTIONS:-}"
+export PYTHONMALLOC=malloc PYTHONPATH="$site" OMP_NUM_THREADS=1
+
+env LD_PRELOAD="$preload" "$venv/bin/python" -c "
+import sightline.kernels._native as native
+assert native.__file__.startswith('$site'), native.__file__"
+# --capture=sys: the runtimes write to the file descriptor, and pytest would swallow that when they end the process.
+env LD_PRELOAD="$preload" "$venv/bin/python" -m pytest -p no:cacheprovider --capture=sys -x "$@" "${tests[@]}"

@@ -1,0 +1,45 @@
+"""Sightline runs convolutional networks only where it matters.
+
+`stream(model)` returns a function that takes one video frame after the other and computes only what changed.
+"""
+
+from sightline import geometry
+from sightline.errors import (
+    BackendError,
+    CaptureError,
+    DeviceError,
+    DTypeError,
+    FrameError,
+    MediaError,
+    ShapeError,
+    SightlineError,
+)
+from sightline.kernels import get_num_threads, set_num_threads
+from sightline.sites import Grid, Sites
+from sightline.stats import FrameStats, Stats
+from sightline.stream import Stream, stream
+from sightline.thresholds import Thresholds
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "CaptureError",
+    "DTypeError",
+    "DeviceError",
+    "FrameError",
+    "FrameStats",
+    "Grid",
+    "MediaError",
+    "ShapeError",
+    "SightlineError",
+    "Sites",
+    "Stats",
+    "Stream",
+    "Thresholds",
+    "__version__",
+    "geometry",
+    "get_num_threads",
+    "set_num_threads",
+    "stream",
+]

@@ -1,0 +1,1 @@
+"""The command line: `main` holds the application, each command has a file, `job` is the streaming job behind two of them."""

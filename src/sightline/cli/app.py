@@ -1,0 +1,168 @@
+"""The typer application: options of each command, turned into calls of the command's own file."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sightline.errors import SightlineError
+
+app = typer.Typer(
+    name="sightline",
+    help="Run convolutional networks on video, computing only what changed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+"""The application; `sightline.cli.main.main` runs it."""
+
+_INTERRUPTED = 130
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Show an error as one sentence on standard error and leave with exit code 1 (130 after Ctrl-C)."""
+    if os.environ.get("SIGHTLINE_DEBUG") == "1":
+        yield
+        return
+    try:
+        yield
+    except SightlineError as error:
+        _complain(str(error))
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        _complain("stopped; no file was written")
+        raise typer.Exit(_INTERRUPTED) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains again at exit
+        raise typer.Exit(1) from None
+    except MemoryError:
+        _complain("the memory is exhausted; use a smaller --size or network")
+        raise typer.Exit(1) from None
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        _complain(f"this should not have happened ({type(error).__name__}: {reason}); SIGHTLINE_DEBUG=1 shows where, please report it")
+        raise typer.Exit(1) from None
+
+
+def _complain(sentence: str) -> None:
+    print(f"sightline: {' '.join(sentence.split())}", file=sys.stderr)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sightline {importlib.metadata.version('sightline')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")] = False,
+) -> None:
+    """Run convolutional networks on video, computing only what changed."""
+
+
+Video = Annotated[str, typer.Argument(metavar="VIDEO", help="Video file, folder of images, camera number, or RTSP/HTTP address.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Annotated video to write (.mp4, .mkv, .mov, .avi).")]
+Report = Annotated[Path | None, typer.Option("--report", "-r", help="HTML report to write, one self-contained file.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Numbers of the report as JSON.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of the network. Default: torch's.")]
+Frames = Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no closing table.")]
+Backend = Annotated[str, typer.Option(help="Executor: auto, native or torch.")]
+
+
+@app.command(
+    "stream", epilog="Example: sightline stream gate.mp4 --model torchvision:resnet50 --weights DEFAULT --report gate.html --compare dense"
+)
+def stream_command(
+    video: Video,
+    model: Annotated[str, typer.Option("--model", "-m", help="torchvision:NAME, timm:NAME, path.py:callable, file.pt2 or file.onnx.")],
+    weights: Annotated[str | None, typer.Option(help="State dict or safetensors file, or the library's name for its weights.")] = None,
+    threshold: Annotated[
+        float, typer.Option(min=0.0, help="How much a value may move before it counts: 0 exact, 0.03 mild, 0.1 strong.")
+    ] = 0.03,
+    threshold_unit: Annotated[str, typer.Option(help="std (of each map on the first frame) or absolute.")] = "std",
+    input_threshold: Annotated[
+        str | None, typer.Option(help="The same for the input frame; '15abs' is in the network's input units. Default: --threshold.")
+    ] = None,
+    noise: Annotated[str | None, typer.Option(help="Input changes by: vote (of 5x5 pixels) or block (8x8). Default: pixel.")] = None,
+    norm: Annotated[str, typer.Option(help="Over channels: rms, max or l2.")] = "rms",
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Input of the network. Default: the video's, in multiples of 32.")] = None,
+    output: Output = None,
+    report: Report = None,
+    json: Json = None,
+    compare: Annotated[str | None, typer.Option(help="dense: run the whole network on some frames too and compare.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="On about how many frames to compare.")] = 12,
+    frames: Frames = None,
+    start: Annotated[int, typer.Option(min=0, help="Frames to skip first.")] = 0,
+    mean: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Subtracted after scaling. Default: as the weights ask, else 0.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Divided by after that. Default: as the weights ask, else 1.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Factor on the pixels 0..255. Default: 1/255.")] = None,
+    bgr: Annotated[bool, typer.Option("--bgr", help="The network wants blue first; --mean and --std then come in that order too.")] = False,
+    task: Annotated[str, typer.Option(help="What the output means: auto, centerface, classify, map or none.")] = "auto",
+    blur: Annotated[bool, typer.Option("--blur", help="Blur faces instead of framing them (task centerface).")] = False,
+    view: Annotated[str, typer.Option(help="Picture of the video: both, frame (full size) or heat.")] = "both",
+    backend: Backend = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Stream a video through a network, computing only what changed."""
+    from sightline.cli import stream
+
+    options = stream.StreamOptions(
+        model=model, threshold=threshold, threshold_unit=threshold_unit, input_threshold=input_threshold, noise=noise, norm=norm,
+        size=size, mean=mean, std=std, scale=scale, bgr=bgr, compare=compare, task=task, view=view, backend=backend,
+    )  # fmt: skip
+    try:
+        job = stream.make_job(options, video)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    job.weights, job.output, job.report, job.json = weights, output, report, json
+    job.samples, job.frames, job.start, job.blur, job.device, job.threads = samples, frames, start, blur, device, threads
+    with plain_errors():
+        _finish(stream.run(job, quiet))
+
+
+@app.command("demo", epilog="Example: sightline demo --output-dir out")
+def demo_command(
+    output_dir: Annotated[Path, typer.Option(help="Folder for the video and the report; made if it is not there.")] = Path("demo-output"),
+    frames: Frames = None,
+    backend: Backend = "auto",
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Find every face on a fixed camera and blur it, with a network and a clip from two packages."""
+    from sightline.cli import demo, stream
+
+    with plain_errors():
+        job = demo.make_job(output_dir)
+        job.frames, job.threads, job.stream["backend"] = frames, threads, backend
+        _finish(stream.run(job, quiet))
+
+
+@app.command("doctor", epilog="Example: sightline doctor --json")
+def doctor_command(
+    json: Annotated[bool, typer.Option("--json", help="JSON on standard output instead of tables.")] = False,
+) -> None:
+    """Show versions, processor features, and which executors are usable."""
+    from sightline.cli import doctor
+
+    with plain_errors():
+        doctor.show(doctor.examine(), json)
+
+
+def _finish(interrupted: bool) -> None:
+    if interrupted:
+        raise typer.Exit(_INTERRUPTED)

@@ -1,0 +1,200 @@
+"""``sightline stream``: options checked and turned into a `Job`, the job run with a progress bar, its numbers printed."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from sightline.cli.job import Job, Preprocess, Progress, run_job
+from sightline.models import parse_spec
+from sightline.report.data import RunReport
+from sightline.tasks import TASKS
+
+_CHOICES = {
+    "threshold_unit": ("std", "absolute"),
+    "noise": (None, "vote", "block"),
+    "norm": ("rms", "max", "l2"),
+    "compare": (None, "dense"),
+    "task": TASKS,
+    "view": ("both", "frame", "heat"),
+    "backend": ("auto", "native", "torch"),
+}
+
+
+@dataclass
+class StreamOptions:
+    """Options as they stand on the command line, before they are checked."""
+
+    model: str
+    threshold: float = 0.03
+    threshold_unit: str = "std"
+    input_threshold: str | None = None
+    noise: str | None = None
+    norm: str = "rms"
+    size: str | None = None
+    mean: str | None = None
+    std: str | None = None
+    scale: float | None = None
+    bgr: bool = False
+    compare: str | None = None
+    task: str = "auto"
+    view: str = "both"
+    backend: str = "auto"
+
+
+def make_job(options: StreamOptions, video: str) -> Job:
+    """Check options that have a fixed form.
+
+    Args:
+        options: as given.
+        video: the source.
+
+    Returns:
+        The job, without its files.
+
+    Raises:
+        ValueError: naming the option, what was expected and what came.
+    """
+    parse_spec(options.model)
+    for name, allowed in _CHOICES.items():
+        if getattr(options, name) not in allowed:
+            named = ", ".join(str(choice) for choice in allowed if choice is not None)
+            raise ValueError(f"--{name.replace('_', '-')}: expected one of {named}; got {getattr(options, name)!r}")
+    return Job(
+        source=video,
+        model=options.model,
+        title=f"Streaming report: {video.rstrip('/').rsplit('/', 1)[-1]}",
+        stream={
+            "threshold": options.threshold,
+            "threshold_unit": options.threshold_unit,
+            "input_threshold": parse_input_threshold(options.input_threshold),
+            "noise": options.noise,
+            "norm": options.norm,
+            "backend": options.backend,
+        },
+        size=parse_size(options.size) if options.size else None,
+        preprocess=_preprocess(options),
+        task=options.task,
+        view=options.view,
+        compare=options.compare == "dense",
+    )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read ``WxH``.
+
+    >>> parse_size("896x512")
+    (896, 512)
+    """
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) > 0 and int(height) > 0):
+        raise ValueError(f"--size: expected WIDTHxHEIGHT, for example 896x512; got {text!r}")
+    return int(width), int(height)
+
+
+def parse_input_threshold(text: str | None) -> float | str | None:
+    """Read a number in the threshold's unit, or one with "abs" behind it in the network's input units, which stays text.
+
+    >>> parse_input_threshold("0.05"), parse_input_threshold("15abs"), parse_input_threshold(None)
+    (0.05, '15abs', None)
+    """
+    if text is None:
+        return None
+    try:
+        number = float(text.removesuffix("abs"))
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"--input-threshold: expected a number that is not negative, for example 0.05 or 15abs; got {text!r}")
+    return text if text.endswith("abs") else number
+
+
+def parse_triple(text: str, option: str) -> tuple[float, float, float]:
+    """Read one number for all channels, or three with commas between.
+
+    >>> parse_triple("0.5", "--mean")
+    (0.5, 0.5, 0.5)
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) == 1:
+        values *= 3
+    if len(values) != 3 or (option == "--std" and 0.0 in values):
+        raise ValueError(
+            f"{option}: expected one number or three, for example 0.485,0.456,0.406{', none 0' * (option == '--std')}; got {text!r}"
+        )
+    return values[0], values[1], values[2]
+
+
+def _preprocess(options: StreamOptions) -> Preprocess:
+    return Preprocess(
+        scale=1.0 / 255.0 if options.scale is None else options.scale,
+        mean=None if options.mean is None else parse_triple(options.mean, "--mean"),
+        std=None if options.std is None else parse_triple(options.std, "--std"),
+        bgr=options.bgr,
+    )
+
+
+def run(job: Job, quiet: bool) -> bool:
+    """Run a job with a progress bar, and print its numbers.
+
+    Args:
+        job: what to do.
+        quiet: neither bar nor table; warnings still come.
+
+    Returns:
+        Whether the user stopped it early.
+    """
+    with _progress_bar(quiet) as on_progress:
+        report = run_job(job, on_progress)
+    for warning in report.warnings:
+        print(f"sightline: warning: {' '.join(warning.split())}", file=sys.stderr)
+    if report.interrupted:
+        print(f"sightline: stopped after {len(report.frames)} frames; the files hold what was done so far", file=sys.stderr)
+    if not quiet:
+        print_summary(report)
+    return report.interrupted
+
+
+def print_summary(report: RunReport) -> None:
+    """Print the closing table and where the files lie."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=report.title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column()
+    for name, value in report.summary():
+        table.add_row(name, value)
+    console.print(table)
+    console.print(report.verdict, soft_wrap=True, highlight=False)
+    for kind, path in report.outputs.items():
+        console.print(f"{kind}: {path}", soft_wrap=True, highlight=False, markup=False)
+
+
+@contextlib.contextmanager
+def _progress_bar(quiet: bool) -> Iterator[Callable[[Progress], None]]:
+    """A live bar on standard error where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda progress: None
+        return
+    live = TextColumn("{task.fields[live]}")
+    with Bar(TextColumn("streaming"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), live, console=console) as bar:
+        task = bar.add_task("streaming", total=None, live="reading the video and preparing the network")
+
+        def show(progress: Progress) -> None:
+            saved = 100 * (1 - progress.mac_share)
+            words = f"{progress.fps:.1f} fps  input changed {100 * progress.input_density:.1f} %  MACs saved {saved:.1f} %"
+            bar.update(task, completed=progress.done, total=progress.total, live=words)
+
+        yield show

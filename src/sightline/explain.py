@@ -1,0 +1,66 @@
+"""The table that says what a stream does at each call site, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sightline.graph.executor import Executor
+from sightline.graph.plan import Plan
+from sightline.stats import FrameStats
+
+_COLUMNS = (("site", "call site"), ("kind", "kind"), ("executor", "runs on"), ("density", "density"), ("share", "MACs"), ("note", "note"))
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One row per call site, in execution order.
+
+    Attributes:
+        rows: dictionaries with the keys site, op, kind, executor, density (mean, 0 to 1), macs (of a dense run), share (of the
+            network's dense MACs), fused (names of call sites computed in the same step) and note (why it is dense, if it is).
+    """
+
+    rows: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, plan: Plan, executor: Executor, stats: FrameStats) -> Explanation:
+        """Collects the table from a plan, the executor that runs it and its counters."""
+        total = max(plan.macs, 1)
+        rows = []
+        for step in plan.steps:
+            if step.head.op == "constant":
+                continue
+            where, note = executor.where(step)
+            fused = [node.name for node in step.nodes[1:]]
+            if not note and step.head.op in {"torch", "item"}:
+                note = "no rule for this op: computed densely, then compared with what is held"
+            op = step.head.op
+            rows.append(
+                {
+                    "site": step.name,
+                    "op": str(step.head.attrs["target"]) if op == "torch" else op,
+                    "kind": step.kind,
+                    "executor": where,
+                    "density": stats.density.get(step.name, 0.0),
+                    "macs": step.macs,
+                    "share": step.macs / total,
+                    "fused": fused,
+                    "note": note or (f"with {', '.join(fused)}" if fused else ""),
+                }
+            )
+        return cls(rows)
+
+    @property
+    def dense(self) -> list[dict[str, Any]]:
+        """The rows that have no rule or no native step, with the reason in ``note``."""
+        return [row for row in self.rows if row["kind"] == "opaque" or (row["executor"] == "torch" and row["note"])]
+
+    def __str__(self) -> str:
+        cells = [[title for _, title in _COLUMNS]]
+        for row in self.rows:
+            cells.append(
+                [row["site"], row["kind"], row["executor"], f"{row['density']:.1%}", f"{row['share']:.1%}", row["note"]]
+            )
+        widths = [max(len(line[i]) for line in cells) for i in range(len(_COLUMNS))]
+        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells)

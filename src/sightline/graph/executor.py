@@ -1,0 +1,93 @@
+"""What every executor offers to a stream, and the little that they share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+
+from sightline.graph import rules
+from sightline.graph.ir import Node
+from sightline.graph.plan import Plan, Step
+
+
+class Executor(ABC):
+    """Holds the maps of one stream and brings them up to date, frame by frame.
+
+    An executor knows thresholds as absolute numbers only; their units, names and statistics are the stream's business.
+    """
+
+    name: str
+    plan: Plan
+
+    @abstractmethod
+    def run(self, frame: torch.Tensor) -> None:
+        """Takes the next frame (n, c, h, w). A frame with NaN or Inf raises FrameError and leaves everything as it was."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forgets all frames; memory is kept."""
+
+    @property
+    @abstractmethod
+    def fresh(self) -> bool:
+        """No frame has been run since the start or the last reset."""
+
+    @abstractmethod
+    def value(self, node: Node) -> object:
+        """The held value of a node, not copied."""
+
+    @abstractmethod
+    def site_counts(self) -> dict[Step, int]:
+        """How many positions each step computed in the last frame; steps that only rename memory may be missing."""
+
+    @abstractmethod
+    def sites_mask(self, step: Step) -> torch.Tensor:
+        """Bool (n, h, w): the positions that a step computed in the last frame."""
+
+    @abstractmethod
+    def set_threshold(self, step: Step, value: float) -> None:
+        """Sets the absolute threshold of a step; holds from the next frame on."""
+
+    @abstractmethod
+    def std(self, step: Step) -> float:
+        """Standard deviation of the held map of a step."""
+
+    @abstractmethod
+    def where(self, step: Step) -> tuple[str, str]:
+        """(executor that runs the step, remark or reason)."""
+
+    @abstractmethod
+    def memory(self) -> dict[str, int]:
+        """Bytes of state by what they are for."""
+
+    @staticmethod
+    def grid(step: Step) -> tuple[int, int, int]:
+        """Positions of a step's value as (n, h, w); anything but a map counts as one position per batch element."""
+        return grid_of(step.output)
+
+    def positions(self, step: Step) -> int:
+        """Number of positions of a step's value."""
+        n, h, w = self.grid(step)
+        return n * h * w
+
+
+def grid_of(node: Node) -> tuple[int, int, int]:
+    """Positions of a value as (n, h, w)."""
+    shape = node.shape or (1,)
+    if len(shape) == 4:
+        return shape[0], shape[2], shape[3]
+    return (shape[0] if shape else 1), 1, 1
+
+
+def run_chain(nodes: Sequence[Node], read: Callable[[Node], torch.Tensor]) -> torch.Tensor:
+    """Computes a step densely in PyTorch: its nodes one after the other; `read` gives the held value of any other node."""
+    values: dict[Node, torch.Tensor] = {}
+    result = read(nodes[0]) if nodes[0].op in {"input", "constant"} else None
+    for node in nodes:
+        if result is None or node is not nodes[0]:
+            result = rules.rule_of(node).run(node, [values[i] if i in values else read(i) for i in node.inputs])
+        values[node] = result
+    assert result is not None
+    return result

@@ -1,0 +1,526 @@
+"""Lowers a plan to a native program: one C++ step per plan step, or a torch step in between where there is none.
+
+A map (n, c, h, w) lives channels last in a storage of its own; a vector (n, c) is a map of 1x1. Three ops cost nothing because they
+only rename memory: `cat` (its inputs are written straight into it where possible), `slice` of channels, and `flatten` before a
+linear layer (which becomes a convolution as large as the map).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from sightline.footprint import WindowFootprint
+from sightline.graph import rules
+from sightline.graph.ir import Node
+from sightline.graph.plan import Plan, Step
+
+# Same order as enum Act in csrc/isa.h.
+_ACTS = (
+    "none", "relu", "clamp", "leaky_relu", "prelu", "silu", "hardswish", "sigmoid", "hardsigmoid", "gelu", "gelu_tanh", "tanh", "elu",
+    "mish", "softplus", "exp", "sqrt", "abs", "neg",
+)  # fmt: skip
+_BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")  # enum Binary
+_SLACK = 64  # floats behind the last pixel of a storage, see csrc/isa.h
+_LARGEST = 2**31 - 1
+
+
+class Unsupported(Exception):  # noqa: N818  (control flow inside this file, never seen outside)
+    """A step that has no native form; the text says why."""
+
+
+@dataclass
+class Segment:
+    """A stretch of native steps [first, last), or one torch step."""
+
+    first: int = 0
+    last: int = 0
+    torch_step: Step | None = None
+    native_id: int = -1  # of the torch step, where its value is a map
+
+
+@dataclass(eq=False)
+class Lowered:
+    """What the streams of one plan share.
+
+    Attributes:
+        program: the C++ program.
+        segments: in execution order.
+        tensors: node -> tensor id, for every value that is a map or a vector of float32.
+        views: tensor id -> (storage, offset, (n, h, w, c), ld).
+        step_ids: plan step -> native step id; steps that only rename memory are missing.
+        constants: storage id -> its content.
+        reasons: plan step -> why it runs on torch.
+        renamed: plan step -> what it is, for steps that cost nothing.
+    """
+
+    plan: Plan
+    program: Any
+    segments: list[Segment] = field(default_factory=list)
+    tensors: dict[Node, int] = field(default_factory=dict)
+    views: dict[int, tuple[int, int, tuple[int, int, int, int], int]] = field(default_factory=dict)
+    step_ids: dict[Step, int] = field(default_factory=dict)
+    constants: dict[int, torch.Tensor] = field(default_factory=dict)
+    reasons: dict[Step, str] = field(default_factory=dict)
+    renamed: dict[Step, str] = field(default_factory=dict)
+
+
+def lower(plan: Plan, module: ModuleType, isa: str) -> Lowered:
+    """Lowers a plan; weights are packed here, once for all streams."""
+    return _Lowering(plan, module, isa).run()
+
+
+def _nhwc(node: Node) -> tuple[int, int, int, int] | None:
+    """Size as a channels-last map, or None if the value is not a map or vector of float32."""
+    shape = node.shape
+    if shape is None or node.dtype != torch.float32 or 0 in shape:
+        return None
+    if len(shape) == 4:
+        n, c, h, w = shape
+    elif len(shape) == 2:
+        (n, c), h, w = shape, 1, 1
+    else:
+        return None
+    if h > 65535 or w > 65535 or n * h * w > _LARGEST:
+        return None
+    return n, h, w, c
+
+
+def _floats(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.detach().to("cpu", torch.float32).contiguous()
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+class _Lowering:
+    def __init__(self, plan: Plan, module: ModuleType, isa: str) -> None:
+        self.plan = plan
+        self.out = Lowered(plan, module.Program(isa))
+        self.program = self.out.program
+        self.users = plan.graph.users()
+        self.places: dict[Node, tuple[int, int, int]] = {}  # node -> (storage, channel offset, ld)
+        self.flat: dict[Node, Node] = {}  # flattened vector -> the map that stands for it
+        self.keep: list[Any] = []  # arrays whose addresses C++ is reading at the moment
+        self.steps = 0
+
+    def run(self) -> Lowered:
+        self._place_concatenations()
+        for step in self.plan.steps:
+            before = self.steps
+            try:
+                self._native(step)
+            except Unsupported as reason:
+                assert self.steps == before, "a step must not be half lowered"
+                self.out.reasons[step] = str(reason)
+                self._external(step)
+            self.keep.clear()
+        self._segments()
+        return self.out
+
+    # -- memory ----------------------------------------------------------------------------------------------
+
+    def _place_concatenations(self) -> None:
+        """Lets the inputs of a channel-wise cat be written straight into it; outermost first."""
+        for step in reversed(self.plan.steps):
+            node = step.head
+            size = _nhwc(node)
+            if node.op != "cat" or node.attrs["dim"] != 1 or size is None or any(_nhwc(i) is None for i in node.inputs):
+                continue
+            storage, base, ld = self._place(node, size)
+            channel = base
+            for part in node.inputs:
+                producer = self.plan.by_output.get(part)
+                width = _nhwc(part)[3]  # type: ignore[index]
+                if part not in self.places and node.inputs.count(part) == 1 and producer is not None and self._writes(producer):
+                    self.places[part] = (storage, channel, ld)
+                channel += width
+
+    @staticmethod
+    def _writes(step: Step) -> bool:
+        return step.head.op not in {"input", "constant", "slice", "flatten"}
+
+    def _place(self, node: Node, size: tuple[int, int, int, int]) -> tuple[int, int, int]:
+        if node not in self.places:
+            n, h, w, c = size
+            self.places[node] = (self.program.add_storage(n * h * w * c + _SLACK), 0, c)
+        return self.places[node]
+
+    def _tensor(self, node: Node, mask_of: int = -1) -> int:
+        size = _nhwc(node)
+        if size is None:
+            raise Unsupported(f"its value is {node.dtype} of shape {node.shape}, not a float32 map or vector")
+        storage, channel, ld = self._place(node, size)
+        n, h, w, c = size
+        tensor = self.program.add_tensor(storage, channel, n, h, w, c, ld, mask_of)
+        self.out.tensors[node] = tensor
+        self.out.views[tensor] = (storage, channel, size, ld)
+        return int(tensor)
+
+    def _read(self, node: Node) -> int:
+        if node not in self.out.tensors:
+            raise Unsupported(f"it reads '{node.name}', which is not a float32 map or vector")
+        return self.out.tensors[node]
+
+    def _axes(self, rows: np.ndarray[Any, Any], cols: np.ndarray[Any, Any], h: int, w: int) -> tuple[int, int]:
+        ids = []
+        for table, n_in in ((rows, h), (cols, w)):
+            index = np.ascontiguousarray(table, dtype=np.int32)
+            self.keep.append(index)
+            ids.append(int(self.program.add_axis(n_in, index.shape[0], index.shape[1], index.ctypes.data)))
+        return ids[0], ids[1]
+
+    def _array(self, values: Any) -> int:
+        array = np.ascontiguousarray(values, dtype=np.float32)
+        self.keep.append(array)
+        return int(array.ctypes.data)
+
+    # -- steps -------------------------------------------------------------------------------------------------
+
+    def _native(self, step: Step) -> None:
+        head = step.head
+        if head.op == "constant":
+            return self._constant(step)
+        if _nhwc(step.output) is None:
+            raise Unsupported(f"its value is {step.output.dtype} of shape {step.output.shape}, not a float32 map or vector")
+        if head.op == "input":
+            if len(head.shape or ()) != 4:
+                raise Unsupported("the frame is not (n, c, h, w)")
+            return self._done(step, self.program.add_input(self._tensor(head)))
+        emit = getattr(self, f"_emit_{head.op}", None)
+        if emit is None and head.op in _BINARY:
+            emit = self._emit_binary
+        if emit is None:
+            raise Unsupported("there is no native step for this op" if head.op != "torch" else f"unknown op {_target(head)}")
+        for node in step.reads:
+            if node not in self.flat:
+                self._read(node)
+        emit(step)
+        return None
+
+    def _done(self, step: Step, native_id: int) -> None:
+        assert native_id == self.steps
+        self.steps += 1
+        self.out.step_ids[step] = native_id
+        act, params, slope = 0, (0.0, 0.0), None
+        if step.act is not None:
+            kind = step.act.attrs["kind"]
+            act = _ACTS.index(kind)
+            given = tuple(float(p) for p in step.act.attrs.get("params", ()))
+            params = (*given, 0.0, 0.0)[:2]
+            slope = _floats(step.act.attrs.get("slope")) if kind == "prelu" else None
+        residual = self._read(step.residual) if step.residual is not None else -1
+        if act or residual >= 0:
+            self.program.set_epilogue(
+                native_id, act, params[0], params[1], _address(slope), 0 if slope is None else slope.numel(), residual, step.residual_after_act
+            )
+
+    def _check_act(self, step: Step) -> None:
+        if step.act is not None and step.act.attrs["kind"] not in _ACTS:
+            raise Unsupported(f"there is no native activation '{step.act.attrs['kind']}'")
+
+    def _constant(self, step: Step) -> None:
+        node = step.head
+        value = node.attrs["value"]
+        if not isinstance(value, torch.Tensor) or value.dtype != torch.float32 or not 1 <= value.dim() <= 4:
+            return
+        shape = (1,) * (4 - value.dim()) + tuple(value.shape) if value.dim() != 2 else (*value.shape, 1, 1)
+        stand_in = Node(node.name, "constant", shape=shape, dtype=torch.float32)
+        if _nhwc(stand_in) is None:
+            return
+        tensor = self._tensor(stand_in)
+        self.out.tensors[node] = tensor
+        storage, _, size, _ = self.out.views[tensor]
+        content = torch.zeros(int(np.prod(size)) + _SLACK)
+        content[: -_SLACK] = value.detach().cpu().reshape(shape).permute(0, 2, 3, 1).reshape(-1)
+        self.out.constants[storage] = content
+
+    def _external(self, step: Step) -> None:
+        if _nhwc(step.output) is None:
+            return
+        native_id = self.program.add_external(self._tensor(step.output))
+        assert native_id == self.steps
+        self.steps += 1
+        self.out.step_ids[step] = native_id
+
+    def _segments(self) -> None:
+        first = 0
+        for step in self.plan.steps:
+            if step not in self.out.reasons:
+                continue
+            native_id = self.out.step_ids.get(step, -1)
+            # A torch step without a native id runs before the next native step of the plan.
+            at = native_id if native_id >= 0 else self._next_id(step)
+            if at > first:
+                self.out.segments.append(Segment(first, at))
+            self.out.segments.append(Segment(torch_step=step, native_id=native_id))
+            first = at + 1 if native_id >= 0 else at
+        if self.steps > first:
+            self.out.segments.append(Segment(first, self.steps))
+
+    def _next_id(self, step: Step) -> int:
+        where = self.plan.steps.index(step)
+        return next((self.out.step_ids[s] for s in self.plan.steps[where:] if s in self.out.step_ids), self.steps)
+
+    # -- convolutions ----------------------------------------------------------------------------------------------
+
+    def _emit_conv2d(self, step: Step) -> None:
+        self._check_act(step)
+        node, source = step.head, self._read(step.inputs[0])
+        a = node.attrs
+        weight = _floats(a["weight"])
+        bias = _floats(a.get("bias"))
+        assert weight is not None
+        groups, transposed = a["groups"], a.get("transposed", False)
+        kh, kw = weight.shape[2:]
+        if transposed:
+            grouped = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+            weight = grouped.transpose(1, 2).reshape(-1, weight.shape[0] // groups, kh, kw).contiguous()
+        cout, cin_group = weight.shape[:2]
+        _, h, w, cin = self.out.views[source][2]
+        target = self._tensor(step.output)
+        plain = kh == kw == 1 and not transposed and tuple(a["stride"]) == (1, 1) and not any(a["padding"])
+        depthwise = groups == cin == cout and not transposed
+        rows = cols = -1
+        if depthwise or not plain:
+            footprint = rules.rule_of(node).footprint(node)
+            assert isinstance(footprint, WindowFootprint)
+            rows, cols = self._axes(footprint.rows.index, footprint.cols.index, h, w)
+        self.keep += [weight, bias]
+        if depthwise:
+            self._done(step, self.program.add_depthwise(target, source, rows, cols, _address(weight), _address(bias), kh, kw))
+            return
+        period = tuple(a["stride"]) if transposed else (1, 1)
+        self._done(
+            step,
+            self.program.add_conv(target, source, rows, cols, _address(weight), _address(bias), cout, cin_group, kh, kw, groups, *period),
+        )
+
+    def _emit_linear(self, step: Step) -> None:
+        node, source = step.head, step.inputs[0]
+        if len(node.shape or ()) != 2:
+            raise Unsupported("a linear layer on more than one axis")
+        weight, bias = _floats(node.attrs["weight"]), _floats(node.attrs.get("bias"))
+        assert weight is not None
+        origin = self.flat.get(source, source)
+        tensor = self._read(origin)
+        _, h, w, c = self.out.views[tensor][2]
+        target = self._tensor(step.output)
+        rows = cols = -1
+        if h * w > 1:
+            rows, cols = self._axes(np.arange(h)[None], np.arange(w)[None], h, w)
+        self.keep += [weight, bias]
+        self._done(
+            step, self.program.add_conv(target, tensor, rows, cols, _address(weight), _address(bias), weight.shape[0], c, h, w, 1, 1, 1)
+        )
+
+    # -- windows -----------------------------------------------------------------------------------------------------
+
+    def _window(self, step: Step) -> tuple[int, int, int, int, WindowFootprint]:
+        self._check_act(step)
+        source = self._read(step.inputs[0])
+        footprint = rules.rule_of(step.head).footprint(step.head)
+        if not isinstance(footprint, WindowFootprint):
+            raise Unsupported("it has no window")
+        _, h, w, _ = self.out.views[source][2]
+        rows, cols = self._axes(footprint.rows.index, footprint.cols.index, h, w)
+        return self._tensor(step.output), source, rows, cols, footprint
+
+    def _emit_max_pool2d(self, step: Step) -> None:
+        target, source, rows, cols, _ = self._window(step)
+        self._done(step, self.program.add_max_pool(target, source, rows, cols))
+
+    _emit_adaptive_max_pool2d = _emit_max_pool2d
+
+    def _emit_avg_pool2d(self, step: Step) -> None:
+        target, source, rows, cols, footprint = self._window(step)
+        a = step.head.attrs
+        divisors = []
+        size_in = self.out.views[source][2][1:3]
+        for axis, taps in enumerate((footprint.rows, footprint.cols)):
+            if a["count_include_pad"]:
+                before, after = a["padding"][2 * axis : 2 * axis + 2]
+                starts = np.arange(taps.n_out) * a["stride"][axis] - before
+                divisors.append(np.minimum(starts + a["kernel"][axis], size_in[axis] + after) - starts)
+            else:
+                divisors.append((taps.index >= 0).sum(axis=1))
+        fixed = float(a["divisor_override"] or 0)
+        self._done(
+            step, self.program.add_weighted(target, source, rows, cols, 0, 0, self._array(divisors[0]), self._array(divisors[1]), fixed)
+        )
+
+    def _emit_adaptive_avg_pool2d(self, step: Step) -> None:
+        target, source, rows, cols, footprint = self._window(step)
+        counts = [self._array((taps.index >= 0).sum(axis=1)) for taps in (footprint.rows, footprint.cols)]
+        self._done(step, self.program.add_weighted(target, source, rows, cols, 0, 0, counts[0], counts[1], 0.0))
+
+    def _emit_upsample(self, step: Step) -> None:
+        footprint = rules.rule_of(step.head).footprint(step.head)
+        assert isinstance(footprint, WindowFootprint)
+        if footprint.rows.weights is None or footprint.cols.weights is None:
+            return self._gather(step)
+        target, source, rows, cols, footprint = self._window(step)
+        wy, wx = self._array(footprint.rows.weights), self._array(footprint.cols.weights)
+        return self._done(step, self.program.add_weighted(target, source, rows, cols, wy, wx, 0, 0, 1.0))
+
+    def _emit_global_avg_pool(self, step: Step) -> None:
+        self._check_act(step)
+        source = self._read(step.inputs[0])
+        self._done(step, self.program.add_mean(self._tensor(step.output), source))
+
+    # -- element-wise ---------------------------------------------------------------------------------------------------
+
+    def _emit_affine(self, step: Step) -> None:
+        self._check_act(step)
+        source = self._read(step.inputs[0])
+        scale, shift = _floats(step.head.attrs["scale"]), _floats(step.head.attrs["shift"])
+        self.keep += [scale, shift]
+        self._done(step, self.program.add_pointwise(self._tensor(step.output), source, _address(scale), _address(shift)))
+
+    def _emit_act(self, step: Step) -> None:
+        self._check_act(step)
+        source = self._read(step.inputs[0])
+        self._done(step, self.program.add_pointwise(self._tensor(step.output), source, 0, 0))
+
+    def _emit_binary(self, step: Step) -> None:
+        self._check_act(step)
+        if len(step.inputs) != 2:
+            raise Unsupported("two operands are needed")
+        out = _nhwc(step.head)
+        operands = [self._read(node) for node in step.inputs]
+        for tensor, node in zip(operands, step.inputs, strict=True):
+            same_rank = node.op == "constant" or len(node.shape or ()) == len(step.head.shape or ())
+            if out is None or not same_rank or any(have not in (1, want) for have, want in zip(self.out.views[tensor][2], out, strict=True)):
+                raise Unsupported(f"operand '{node.name}' of shape {node.shape} does not broadcast along (n, c, h, w)")
+        self._done(step, self.program.add_binary(self._tensor(step.output), *operands, _BINARY.index(step.head.op)))
+
+    # -- moving values ----------------------------------------------------------------------------------------------------
+
+    def _gather(self, step: Step, fill: float = 0.0) -> None:
+        """All channels of one source, from one position each."""
+        target, source, rows, cols, _ = self._window(step)
+        channels = self.out.views[source][2][3]
+        native_id = self.program.add_gather(target, fill)
+        self.program.add_gather_part(native_id, source, rows, cols, 1, 1, [0, 0, 0, channels])
+        self._done(step, native_id)
+
+    def _emit_pad(self, step: Step) -> None:
+        self._gather(step, float(step.head.attrs.get("value") or 0.0))
+
+    def _emit_slice(self, step: Step) -> None:
+        node, source = step.head, step.inputs[0]
+        a = node.attrs
+        base = self._read(source)
+        if len(source.shape or ()) == 4 and a["dim"] in {2, 3}:
+            return self._gather(step)
+        if a["dim"] != 1 or a.get("step", 1) != 1:
+            raise Unsupported("a slice along the batch or with a step")
+        storage, offset, (n, h, w, _), ld = self.out.views[base]
+        channels = (node.shape or (0, 0))[1]
+        start = offset + a["start"]
+        tensor = self.program.add_tensor(storage, start, n, h, w, channels, ld, base)
+        self.out.tensors[node] = tensor
+        self.out.views[tensor] = (storage, start, (n, h, w, channels), ld)
+        self.out.renamed[step] = "a view"
+        return None
+
+    def _emit_flatten(self, step: Step) -> None:
+        node, source = step.head, step.inputs[0]
+        base = self._read(source)
+        storage, offset, (n, h, w, c), ld = self.out.views[base]
+        if h * w == 1:
+            tensor = self.program.add_tensor(storage, offset, n, 1, 1, c, ld, base)
+            self.out.tensors[node] = tensor
+            self.out.views[tensor] = (storage, offset, (n, 1, 1, c), ld)
+        elif node not in self.plan.graph.outputs and all(user.op == "linear" for user in self.users[node]):
+            self.flat[node] = source
+        else:
+            raise Unsupported("flattening a map changes its layout")
+        self.out.renamed[step] = "a view"
+
+    def _emit_cat(self, step: Step) -> None:
+        node = step.head
+        dim = node.attrs["dim"]
+        if dim != 1:
+            return self._cat_spatial(step, dim)
+        parts = [self._read(part) for part in node.inputs]
+        storage, channel, ld = self.places[node]
+        target_parts = []
+        first = None
+        for part, tensor in zip(node.inputs, parts, strict=True):
+            n, h, w, c = self.out.views[tensor][2]
+            if self.places.get(part) != (storage, channel, ld) or self.out.views[tensor][:2] != (storage, channel):
+                copy = self.program.add_tensor(storage, channel, n, h, w, c, ld)
+                native_id = self.program.add_gather(copy, 0.0)
+                self.program.add_gather_part(native_id, tensor, -1, -1, 1, 1, [0, 0, 0, c])
+                assert native_id == self.steps
+                self.steps += 1
+                first = native_id if first is None else first
+                tensor = copy
+            target_parts.append(tensor)
+            channel += c
+        target = self._tensor(node)
+        self._done(step, self.program.add_union(target, target_parts))
+        return None
+
+    def _cat_spatial(self, step: Step, dim: int) -> None:
+        node = step.head
+        if len(node.shape or ()) != 4 or dim not in {2, 3}:
+            raise Unsupported("a concatenation along the batch")
+        parts = [self._read(part) for part in node.inputs]
+        target = self._tensor(node)
+        native_id = self.program.add_gather(target, 0.0)
+        _, out_h, out_w, _ = self.out.views[target][2]
+        at = 0
+        for tensor in parts:
+            _, h, w, c = self.out.views[tensor][2]
+            rows, cols = np.arange(out_h), np.arange(out_w)
+            shifted = (rows if dim == 2 else cols) - at
+            shifted[(shifted < 0) | (shifted >= (h if dim == 2 else w))] = -1
+            ids = self._axes((shifted if dim == 2 else rows)[:, None], (cols if dim == 2 else shifted)[:, None], h, w)
+            self.program.add_gather_part(native_id, tensor, *ids, 1, 1, [0, 0, 0, c])
+            at += h if dim == 2 else w
+        self._done(step, native_id)
+
+    def _emit_channel_shuffle(self, step: Step) -> None:
+        self._check_act(step)
+        source = self._read(step.inputs[0])
+        channels = self.out.views[source][2][3]
+        order = np.arange(channels).reshape(step.head.attrs["groups"], -1).T.reshape(-1)
+        native_id = self.program.add_gather(self._tensor(step.output), 0.0)
+        self.program.add_gather_part(native_id, source, -1, -1, 1, 1, [v for i, c in enumerate(order) for v in (0, i, int(c), 1)])
+        self._done(step, native_id)
+
+    def _emit_pixel_shuffle(self, step: Step) -> None:
+        r = step.head.attrs["factor"]
+        target, source, rows, cols, _ = self._window(step)
+        channels = self.out.views[target][2][3]
+        runs = [v for p in range(r * r) for c in range(channels) for v in (p, c, c * r * r + p, 1)]
+        native_id = self.program.add_gather(target, 0.0)
+        self.program.add_gather_part(native_id, source, rows, cols, r, r, runs)
+        self._done(step, native_id)
+
+    def _emit_pixel_unshuffle(self, step: Step) -> None:
+        self._check_act(step)
+        r = step.head.attrs["factor"]
+        source = self._read(step.inputs[0])
+        target = self._tensor(step.output)
+        _, out_h, out_w, _ = self.out.views[target][2]
+        _, h, w, channels = self.out.views[source][2]
+        native_id = self.program.add_gather(target, 0.0)
+        for i in range(r):
+            for j in range(r):
+                rows, cols = self._axes((np.arange(out_h) * r + i)[:, None], (np.arange(out_w) * r + j)[:, None], h, w)
+                runs = [v for c in range(channels) for v in (0, c * r * r + i * r + j, c, 1)]
+                self.program.add_gather_part(native_id, source, rows, cols, 1, 1, runs)
+        self._done(step, native_id)
+
+
+def _target(node: Node) -> str:
+    target = node.attrs.get("target")
+    return str(getattr(target, "__name__", target))

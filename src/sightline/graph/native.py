@@ -1,0 +1,209 @@
+"""Runs a lowered plan natively: one call per frame, or one per stretch between torch steps."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+
+import torch
+
+from sightline import kernels
+from sightline.errors import BackendError, FrameError
+from sightline.graph.executor import Executor, run_chain
+from sightline.graph.ir import Node
+from sightline.graph.lower import Lowered, lower
+from sightline.graph.plan import Plan, Step
+
+_NORMS = {"rms": 0, "max": 1, "l2": 2}
+_FILTERS = {None: 0, "vote": 1, "block": 2}
+
+
+def why_not(plan: Plan) -> str:
+    """Why a plan cannot run natively, or "" if it can."""
+    frame = plan.graph.input
+    if kernels.native() is None:
+        return str(kernels.native_status()["reason"])
+    if frame.dtype != torch.float32:
+        return f"the frame is {frame.dtype}; the native executor computes in float32"
+    if frame.shape is None or len(frame.shape) != 4:
+        return f"the frame has shape {frame.shape}; the native executor takes (n, c, h, w)"
+    return ""
+
+
+def lower_natively(plan: Plan) -> Lowered:
+    """Lowers a plan for this process's instruction set.
+
+    Raises:
+        BackendError: the plan cannot run natively; the message says why.
+    """
+    module = kernels.native()
+    reason = why_not(plan)
+    if module is None or reason:
+        raise BackendError(f"backend='native' cannot run this model: {reason}. Use backend='auto' or 'torch'.")
+    return lower(plan, module, kernels.isa())
+
+
+class NativeExecutor(Executor):
+    """One stream's maps and masks over a shared program."""
+
+    name = "native"
+
+    def __init__(self, lowered: Lowered, norm: str, noise: str | None) -> None:
+        self.plan = lowered.plan
+        self._lowered = lowered
+        module = kernels.native()
+        assert module is not None
+        program = lowered.program
+        self._storages = [
+            lowered.constants[i] if i in lowered.constants else torch.empty(int(floats)) for i, floats in enumerate(program.storages)
+        ]
+        self._state = module.State(program, [s.data_ptr() for s in self._storages])
+        self._state.set_norm(_NORMS[norm])
+        self._state.set_filter(_FILTERS[noise])
+        self._views: dict[Node, torch.Tensor] = {node: self._view(tensor, node) for node, tensor in lowered.tensors.items()}
+        for step in self.plan.steps:
+            if step.head.op == "constant" and step.head not in self._views:
+                self._views[step.head] = step.head.attrs["value"]
+        self._opaque: dict[Node, object] = {}
+        self._opaque_changed: set[Node] = set()
+        self._opaque_ran: set[Step] = set()
+
+    def _view(self, tensor: int, node: Node) -> torch.Tensor:
+        storage, offset, (n, h, w, c), ld = self._lowered.views[tensor]
+        flat = self._storages[storage]
+        view = flat.as_strided((n, c, h, w), (h * w * ld, 1, w * ld, ld), offset)
+        if node.op == "constant":
+            return view.reshape(node.attrs["value"].shape)
+        return view if len(node.shape or ()) == 4 else view.reshape(n, c) if ld == c else flat.as_strided((n, c), (h * w * ld, 1), offset)
+
+    # -- running -------------------------------------------------------------------------------------------------
+
+    def run(self, frame: torch.Tensor) -> None:
+        if frame.stride(3) != 1 and frame.shape[3] > 1:
+            frame = frame.contiguous()
+        kernels.apply_num_threads()
+        state = self._state
+        image, plane, row, _ = frame.stride()
+        if not state.begin(frame.data_ptr(), image, plane, row):
+            raise FrameError(
+                "`frame` holds NaN or Inf. Clean it (torch.nan_to_num) or skip it; the stream has not moved and takes the next frame."
+            )
+        self._opaque_changed.clear()
+        self._opaque_ran.clear()
+        for segment in self._lowered.segments:
+            if segment.torch_step is None:
+                state.run(segment.first, segment.last)
+            else:
+                self._run_torch(segment.torch_step, segment.native_id)
+        state.end()
+
+    def _run_torch(self, step: Step, native_id: int) -> None:
+        state = self._state
+        if not state.fresh and not any(self._has_changed(node) for node in step.reads):
+            if native_id >= 0:
+                state.skip_external(native_id)
+            return
+        self._opaque_ran.add(step)
+        value = run_chain(step.nodes, self._read)
+        node = step.output
+        if native_id >= 0:
+            result = value.to(torch.float32)
+            n, c, h, w = result.stride() if result.dim() == 4 else (result.stride(0), result.stride(1), 0, 0)
+            state.publish_external(native_id, result.data_ptr(), n, c, h, w)
+            return
+        held = self._opaque.get(node)
+        if not _same(held, value):
+            self._opaque[node] = value
+            self._opaque_changed.add(node)
+
+    def _has_changed(self, node: Node) -> bool:
+        tensor = self._lowered.tensors.get(node)
+        return bool(self._state.tensor_changed(tensor)) if tensor is not None else node in self._opaque_changed
+
+    def _read(self, node: Node) -> torch.Tensor:
+        if node in self._views:
+            return self._views[node]
+        return self._opaque[node]  # type: ignore[return-value]
+
+    # -- what Executor asks for ------------------------------------------------------------------------------------
+
+    @property
+    def fresh(self) -> bool:
+        return bool(self._state.fresh)
+
+    def reset(self) -> None:
+        self._state.reset()
+        self._opaque.clear()
+
+    def value(self, node: Node) -> object:
+        return self._read(node)
+
+    def site_counts(self) -> dict[Step, int]:
+        counts: Sequence[int] = self._state.site_counts()
+        result = {step: counts[i] for step, i in self._lowered.step_ids.items()}
+        for step in self._lowered.reasons:
+            if step not in result:
+                result[step] = self.positions(step) if step in self._opaque_ran else 0
+        return result
+
+    def sites_mask(self, step: Step) -> torch.Tensor:
+        n, h, w = self.grid(step)
+        native_id = self._lowered.step_ids.get(step)
+        if native_id is None:
+            return torch.full((n, h, w), step in self._opaque_ran)
+        raw = (ctypes.c_uint8 * (n * h * w)).from_address(self._state.sites_address(native_id))
+        return torch.frombuffer(raw, dtype=torch.uint8).reshape(n, h, w).to(torch.bool)
+
+    def set_threshold(self, step: Step, value: float) -> None:
+        native_id = self._lowered.step_ids.get(step)
+        if native_id is not None:
+            self._state.set_threshold(native_id, value)
+
+    def std(self, step: Step) -> float:
+        tensor = self._lowered.tensors.get(step.output)
+        return float(self._state.tensor_std(tensor)) if tensor is not None else 0.0
+
+    def where(self, step: Step) -> tuple[str, str]:
+        if step in self._lowered.reasons:
+            return "torch", self._lowered.reasons[step]
+        return "native", self._lowered.renamed.get(step, "")
+
+    def memory(self) -> dict[str, int]:
+        table: dict[str, int] = {}
+        seen: set[int] = set(self._lowered.constants)
+        for node, tensor in self._lowered.tensors.items():
+            storage = self._lowered.views[tensor][0]
+            if storage not in seen:
+                seen.add(storage)
+                table[node.name] = self._storages[storage].nbytes
+        for node, value in self._opaque.items():
+            table[node.name] = sum(t.nbytes for t in _tensors(value))
+        table["masks and scratch"] = int(self._state.bytes)
+        return table
+
+    def force_sites(self, step: Step, mask: torch.Tensor | None) -> None:
+        """Makes a step compute exactly these sites from now on (benchmarks); None gives control back."""
+        native_id = self._lowered.step_ids.get(step)
+        if native_id is not None:
+            data = None if mask is None else mask.to(torch.uint8).contiguous()
+            self._state.force_sites(native_id, 0 if data is None else data.data_ptr())
+
+    @functools.cached_property
+    def weight_bytes(self) -> int:
+        """Bytes of packed weights, shared by all streams of the plan."""
+        return int(self._lowered.program.weight_bytes) + sum(c.nbytes for c in self._lowered.constants.values())
+
+
+def _tensors(value: object) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [t for item in value for t in _tensors(item)] if isinstance(value, list | tuple) else []
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return a is not None and type(a) is type(b) and a == b

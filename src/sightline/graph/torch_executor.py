@@ -1,0 +1,253 @@
+"""The reference executor: plain PyTorch on any device and in any float type.
+
+Readable before fast. A convolution with few sites gathers its windows and multiplies them; everything else is computed densely and
+merged. A step whose inputs did not change is not computed at all.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sightline.errors import FrameError
+from sightline.footprint import WindowFootprint
+from sightline.graph import rules
+from sightline.graph.executor import Executor, grid_of, run_chain
+from sightline.graph.ir import Node
+from sightline.graph.plan import Plan, Step
+from sightline.sites import Sites
+
+# Below this density a gathered matrix product beats the library's dense convolution (measured on CPU, see docs/design.md).
+GATHER_BELOW = 0.25
+
+
+class TorchExecutor(Executor):
+    """Holds one tensor per step and one bool mask (n, h, w) of what changed in it."""
+
+    name = "torch"
+
+    def __init__(self, plan: Plan, norm: str, noise: str | None) -> None:
+        self.plan = plan
+        self._norm = norm
+        self._noise = noise
+        self._held: dict[Node, torch.Tensor] = {}
+        self._changed: dict[Node, torch.Tensor | bool] = {}
+        self._sites: dict[Step, torch.Tensor | bool] = {}
+        self._thresholds: dict[Step, float] = {}
+        self._kernels: dict[Node, torch.Tensor] = {}
+        self._device: torch.device | None = None
+
+    # -- running --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def run(self, frame: torch.Tensor) -> None:
+        if not bool(torch.isfinite(frame).all()):
+            raise FrameError(
+                "`frame` holds NaN or Inf. Clean it (torch.nan_to_num) or skip it; the stream has not moved and takes the next frame."
+            )
+        fresh = self.fresh
+        self._device = frame.device
+        for step in self.plan.steps:
+            node = step.output
+            if step.head.op == "constant":
+                if fresh:
+                    self._held[node] = self._constant(node, frame)
+                self._changed[node] = False
+                continue
+            sites = self._frame_sites(step, frame) if step.head.op == "input" else self._find_sites(step, fresh)
+            self._sites[step] = sites
+            self._changed[node] = False
+            if fresh:
+                value = frame.clone() if step.head.op == "input" else run_chain(step.nodes, self._read)
+                self._held[node] = self._own(value)
+                self._changed[node] = self._all(node)
+            elif bool(sites.any()) if isinstance(sites, torch.Tensor) else sites:
+                self._update(step, sites, frame)
+
+    def _constant(self, node: Node, frame: torch.Tensor) -> torch.Tensor:
+        value = node.attrs["value"]
+        if not isinstance(value, torch.Tensor):
+            return value  # type: ignore[no-any-return]
+        return value.to(frame.device)
+
+    def _own(self, value: torch.Tensor) -> torch.Tensor:
+        """A copy if the value is memory of somebody else (a view of another map), so that holding it is safe."""
+        if isinstance(value, torch.Tensor) and value._is_view():  # noqa: SLF001
+            return value.clone()
+        return value
+
+    def _update(self, step: Step, sites: torch.Tensor | bool, frame: torch.Tensor) -> None:
+        node, held = step.output, self._held[step.output]
+        if not isinstance(sites, torch.Tensor):  # not a map: recompute and compare as a whole
+            value = run_chain(step.nodes, self._read)
+            if not (isinstance(value, torch.Tensor) and isinstance(held, torch.Tensor) and torch.equal(value, held)):
+                self._held[node], self._changed[node] = self._own(value), True
+            return
+        if step.head.op == "input":
+            value = frame
+        elif self._gathers(step, sites):
+            index = sites.nonzero()
+            rows = self._compute_rows(step, index)
+            value = held.clone()
+            self._as_map(value)[index[:, 0], :, index[:, 1], index[:, 2]] = rows.to(value.dtype)
+        else:
+            value = run_chain(step.nodes, self._read)
+        new, old = self._as_map(value), self._as_map(held)
+        changed = sites & self._differs(new - old, self._thresholds.get(step, 0.0), new, old)
+        if step.head.op == "input" and self._noise:
+            changed = sites  # the filter has already decided, position by position
+        self._held[node] = torch.where(changed[:, None], new, old).reshape(held.shape)
+        self._changed[node] = changed
+
+    def _differs(self, delta: torch.Tensor, threshold: float, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+        """Bool (n, h, w): not (norm over channels <= threshold), so that NaN counts as changed."""
+        if threshold <= 0:
+            return ~(new == old).all(1)
+        if self._norm == "max":
+            size = delta.abs().amax(1)
+        else:
+            size = delta.square().sum(1)
+            size = (size / delta.shape[1]).sqrt() if self._norm == "rms" else size.sqrt()
+        return ~(size <= threshold)
+
+    # -- sites -------------------------------------------------------------------------------------------------------
+
+    def _frame_sites(self, step: Step, frame: torch.Tensor) -> torch.Tensor:
+        if step.output not in self._held:
+            return self._all(step.output)
+        held = self._held[step.output]
+        sites = self._differs(frame - held, self._thresholds.get(step, 0.0), frame, held)
+        if self._noise == "vote":
+            votes = torch.nn.functional.avg_pool2d(sites[:, None].float(), 5, 1, 2, divisor_override=1)
+            return votes[:, 0] > 4.5
+        if self._noise == "block":
+            n, h, w = sites.shape
+            blocks = torch.nn.functional.max_pool2d(sites[:, None].float(), 8, 8, ceil_mode=True)
+            return blocks.repeat_interleave(8, 2).repeat_interleave(8, 3)[:, 0, :h, :w] > 0.5
+        return sites
+
+    def _find_sites(self, step: Step, fresh: bool) -> torch.Tensor | bool:
+        node = step.output
+        if fresh:
+            return self._all(node)
+        is_map = self._is_map(node)
+        sites: torch.Tensor | None = None
+        for source in step.reads:
+            changed = self._changed[source]
+            if not (bool(changed.any()) if isinstance(changed, torch.Tensor) else changed):
+                continue
+            if not is_map:
+                return True
+            part = self._project(step, source, changed)
+            sites = part if sites is None else sites | part
+        if sites is None:
+            return torch.zeros(grid_of(node), dtype=torch.bool, device=self._device) if is_map else False
+        return sites
+
+    def _project(self, step: Step, source: Node, changed: torch.Tensor | bool) -> torch.Tensor:
+        """Positions of the step that can change when `source` changed like this."""
+        grid = grid_of(step.output)
+        sites = torch.zeros(grid, dtype=torch.bool, device=self._device)
+        if source is step.residual and isinstance(changed, torch.Tensor):
+            sites |= changed
+        for operand, node in enumerate(step.inputs):
+            if node is not source:
+                continue
+            footprint = rules.rule_of(step.head).footprint(step.head, operand)
+            if footprint is None or not isinstance(changed, torch.Tensor):
+                return torch.ones_like(sites)
+            sites |= footprint.outputs_of(Sites.from_mask(changed)).mask
+        return sites
+
+    def _is_map(self, node: Node) -> bool:
+        return node.shape is not None and len(node.shape) in {2, 4} and node.dtype is not None and node.dtype.is_floating_point
+
+    def _all(self, node: Node) -> torch.Tensor | bool:
+        return torch.ones(grid_of(node), dtype=torch.bool, device=self._device) if self._is_map(node) else True
+
+    @staticmethod
+    def _as_map(value: torch.Tensor) -> torch.Tensor:
+        return value if value.dim() == 4 else value[:, :, None, None]
+
+    # -- convolution at few sites ---------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _gathers(step: Step, sites: torch.Tensor) -> bool:
+        a = step.head.attrs
+        return step.head.op == "conv2d" and a["groups"] == 1 and float(sites.sum()) < GATHER_BELOW * sites.numel()
+
+    def _compute_rows(self, step: Step, index: torch.Tensor) -> torch.Tensor:
+        """(k, c_out): the step's values at k positions (n, y, x): windows gathered, one matrix product, then what is fused behind."""
+        head = step.head
+        x = self._read(head.inputs[0])
+        footprint = rules.rule_of(head).footprint(head)
+        assert isinstance(footprint, WindowFootprint)
+        rows = torch.as_tensor(footprint.rows.index, device=x.device, dtype=torch.long)[index[:, 1]]
+        cols = torch.as_tensor(footprint.cols.index, device=x.device, dtype=torch.long)[index[:, 2]]
+        windows = x[index[:, 0, None, None], :, rows[:, :, None].clamp(min=0), cols[:, None, :].clamp(min=0)]  # (k, kh, kw, c)
+        outside = (rows < 0)[:, :, None] | (cols < 0)[:, None, :]
+        windows = windows.masked_fill(outside[..., None], 0.0)
+        values = windows.flatten(1) @ self._kernel(head, x)
+        if head.attrs.get("bias") is not None:
+            values = values + head.attrs["bias"].to(x)
+        read: dict[Node, torch.Tensor] = {head: values[:, :, None, None]}
+        if step.residual is not None:
+            read[step.residual] = self._read(step.residual)[index[:, 0], :, index[:, 1], index[:, 2]][:, :, None, None]
+        for node in step.nodes[1:]:
+            read[node] = rules.rule_of(node).run(node, [read[i] for i in node.inputs])
+        return read[step.output][:, :, 0, 0]
+
+    def _kernel(self, head: Node, x: torch.Tensor) -> torch.Tensor:
+        if head not in self._kernels:
+            weight = head.attrs["weight"].detach().to(x)
+            # (o, i, kh, kw) or, transposed, (i, o, kh, kw) -> (kh * kw * i, o)
+            order = (2, 3, 0, 1) if head.attrs.get("transposed") else (2, 3, 1, 0)
+            weight = weight.permute(order)
+            self._kernels[head] = weight.reshape(-1, weight.shape[-1])
+        return self._kernels[head]
+
+    # -- what Executor asks for ------------------------------------------------------------------------------------------
+
+    def _read(self, node: Node) -> torch.Tensor:
+        return self._held[node]
+
+    @property
+    def fresh(self) -> bool:
+        return not self._held
+
+    def reset(self) -> None:
+        self._held.clear()
+        self._changed.clear()
+        self._sites.clear()
+
+    def value(self, node: Node) -> object:
+        return self._held[node]
+
+    def site_counts(self) -> dict[Step, int]:
+        return {
+            step: int(sites.sum()) if isinstance(sites, torch.Tensor) else self.positions(step) * int(sites)
+            for step, sites in self._sites.items()
+        }
+
+    def sites_mask(self, step: Step) -> torch.Tensor:
+        sites = self._sites.get(step, False)
+        return sites.clone() if isinstance(sites, torch.Tensor) else torch.full(self.grid(step), sites)
+
+    def set_threshold(self, step: Step, value: float) -> None:
+        self._thresholds[step] = value
+
+    def std(self, step: Step) -> float:
+        value = self._held.get(step.output)
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return 0.0
+        return float(value.to(torch.float64).std(correction=0))
+
+    def where(self, step: Step) -> tuple[str, str]:
+        return "torch", ""
+
+    def memory(self) -> dict[str, int]:
+        table = {node.name: value.nbytes for node, value in self._held.items() if isinstance(value, torch.Tensor) and node.op != "constant"}
+        masks = [*self._changed.values(), *self._sites.values()]
+        table["masks and scratch"] = sum(m.nbytes for m in masks if isinstance(m, torch.Tensor)) + sum(
+            k.nbytes for k in self._kernels.values()
+        )
+        return table

@@ -1,0 +1,149 @@
+// The Python module: thin wrappers, addresses as integers. Validation of tensors happens once, on the Python side
+// (sightline/graph/native.py); validation of geometry happens in Program.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdlib>
+#include <string>
+#include <thread>
+
+#include "pool.h"
+#include "program.h"
+
+namespace nb = nanobind;
+using namespace sightline;
+
+namespace {
+
+template <class T>
+T* pointer(uintptr_t address) { return reinterpret_cast<T*>(address); }
+
+bool cpu_has(const std::string& isa) {
+#if defined(__x86_64__)
+  if (isa == "avx512")
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd");
+  if (isa == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#endif
+  return isa == "baseline";
+}
+
+const Kernels* kernels_for(const std::string& isa) {
+#if defined(__x86_64__)
+  if (isa == "avx512") return kernels_avx512();
+  if (isa == "avx2") return kernels_avx2();
+#endif
+  return kernels_baseline();
+}
+
+std::vector<std::string> usable_isas() {
+  std::vector<std::string> out;
+  for (const char* isa : {"avx512", "avx2", "baseline"})
+    if (cpu_has(isa)) out.emplace_back(isa);
+  return out;
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "Native executor of Sightline: programs, states and the thread pool.";
+
+  m.def("usable_isas", &usable_isas, "Instruction sets that this CPU can run, best first.");
+  m.def("set_num_threads", [](int n) {
+    nb::gil_scoped_release release;
+    Pool::instance().set_threads(n);
+  });
+  m.def("get_num_threads", [] { return Pool::instance().threads(); });
+
+  nb::class_<Program>(m, "Program")
+      .def("__init__", [](Program* self, const std::string& isa) {
+        if (!cpu_has(isa)) throw std::invalid_argument("this CPU cannot run '" + isa + "'");
+        new (self) Program(kernels_for(isa));
+      })
+      .def_prop_ro("isa", [](const Program& p) { return std::string(p.k->name); })
+      .def_prop_ro("lanes", [](const Program& p) { return p.k->lanes; })
+      .def("add_storage", &Program::add_storage)
+      .def("add_tensor", &Program::add_tensor, nb::arg("storage"), nb::arg("offset"), nb::arg("n"), nb::arg("h"), nb::arg("w"),
+           nb::arg("c"), nb::arg("ld"), nb::arg("mask_of") = -1)
+      .def("add_axis", [](Program& p, int in, int out, int taps, uintptr_t index) { return p.add_axis(in, out, taps, pointer<int32_t>(index)); })
+      .def("add_input", &Program::add_input)
+      .def("add_conv", [](Program& p, int out, int in, int rows, int cols, uintptr_t weight, uintptr_t bias, int cout, int cin_group, int kh,
+                          int kw, int groups, int period_y, int period_x) {
+        return p.add_conv(out, in, rows, cols, pointer<float>(weight), pointer<float>(bias), cout, cin_group, kh, kw, groups, period_y, period_x);
+      })
+      .def("add_depthwise", [](Program& p, int out, int in, int rows, int cols, uintptr_t weight, uintptr_t bias, int kh, int kw) {
+        return p.add_depthwise(out, in, rows, cols, pointer<float>(weight), pointer<float>(bias), kh, kw);
+      })
+      .def("add_max_pool", &Program::add_max_pool)
+      .def("add_weighted", [](Program& p, int out, int in, int rows, int cols, uintptr_t wy, uintptr_t wx, uintptr_t div_y, uintptr_t div_x,
+                              float divisor) {
+        return p.add_weighted(out, in, rows, cols, pointer<float>(wy), pointer<float>(wx), pointer<float>(div_y), pointer<float>(div_x), divisor);
+      })
+      .def("add_pointwise", [](Program& p, int out, int in, uintptr_t scale, uintptr_t shift) {
+        return p.add_pointwise(out, in, pointer<float>(scale), pointer<float>(shift));
+      })
+      .def("add_binary", &Program::add_binary)
+      .def("add_gather", &Program::add_gather)
+      .def("add_gather_part", &Program::add_gather_part)
+      .def("add_mean", &Program::add_mean)
+      .def("add_union", &Program::add_union)
+      .def("add_external", &Program::add_external)
+      .def("set_epilogue", [](Program& p, int step, int act, float p0, float p1, uintptr_t slope, int slope_size, int residual, bool after) {
+        p.set_epilogue(step, act, p0, p1, pointer<float>(slope), slope_size, residual, after);
+      })
+      .def_prop_ro("weight_bytes", &Program::weight_bytes)
+      .def_prop_ro("storages", [](const Program& p) { return p.storages; });
+
+  nb::class_<State>(m, "State")
+      .def("__init__", [](State* self, std::shared_ptr<Program> program, const std::vector<uintptr_t>& storages) {
+        std::vector<float*> pointers;
+        for (uintptr_t a : storages) pointers.push_back(pointer<float>(a));
+        new (self) State(std::move(program), std::move(pointers));
+      })
+      .def("reset", &State::reset)
+      .def("begin", [](State& s, uintptr_t data, int64_t image, int64_t plane, int64_t row) {
+        nb::gil_scoped_release release;
+        return s.begin(Frame{pointer<float>(data), image, plane, row});
+      })
+      .def("run", [](State& s, int first, int last) {
+        nb::gil_scoped_release release;
+        s.run(first, last);
+      })
+      .def("end", &State::end)
+      .def("publish_external", [](State& s, int step, uintptr_t data, int64_t sn, int64_t sc, int64_t sh, int64_t sw) {
+        nb::gil_scoped_release release;
+        s.publish_external(step, pointer<float>(data), sn, sc, sh, sw);
+      })
+      .def("skip_external", &State::skip_external)
+      .def("tensor_changed", [](const State& s, int tensor) { return s.changed.at((size_t)s.program->tensors.at((size_t)tensor).mask).count > 0; })
+      .def("tensor_std", &State::tensor_std)
+      .def("set_threshold", [](State& s, int step, float value) { s.threshold.at((size_t)step) = value; })
+      .def("set_norm", [](State& s, int norm) { s.norm = norm; })
+      .def("set_filter", [](State& s, int filter) { s.filter = (Filter)filter; })
+      .def("site_counts", [](const State& s) {
+        std::vector<int64_t> out;
+        for (const Mask& m : s.sites) out.push_back(m.count);
+        return out;
+      })
+      .def("sites_address", [](const State& s, int step) { return reinterpret_cast<uintptr_t>(s.sites.at((size_t)step).bits.data()); })
+      .def("changed_address", [](const State& s, int tensor) {
+        return reinterpret_cast<uintptr_t>(s.changed.at((size_t)s.program->tensors.at((size_t)tensor).mask).bits.data());
+      })
+      .def("force_sites", [](State& s, int step, uintptr_t mask) {
+        // Benchmarks and tests: this step computes exactly these sites, whatever changed. 0 gives control back.
+        Mask& to = s.sites.at((size_t)step);
+        s.forced.at((size_t)step) = mask != 0;
+        to.clear();
+        if (!mask) return;
+        const uint8_t* from = pointer<uint8_t>(mask);
+        to.bits.assign(from, from + to.bits.size());
+        for (int r = 0; r < to.rows; ++r) {
+          to.row_any[(size_t)r] = s.program->k->count(to.bits.data() + (size_t)r * to.width, to.width) > 0;
+          to.count += s.program->k->count(to.bits.data() + (size_t)r * to.width, to.width);
+        }
+      })
+      .def_prop_ro("fresh", [](const State& s) { return s.fresh; })
+      .def_prop_ro("bytes", &State::bytes);
+}

@@ -1,0 +1,101 @@
+// The table of functions that is compiled once per instruction set, and the plain structs that they take.
+// Nothing here knows about programs, threads or Python. All maps are float32, channels last: a pixel is `c` contiguous floats and
+// pixels lie `ld` floats apart (ld > c where a map is a slice of channels of a wider one).
+// Contract: every map buffer has at least 64 readable floats behind its last pixel (vector loads may run over the last channel;
+// the lanes beyond it are never stored).
+#pragma once
+#include <cstdint>
+
+namespace sightline {
+
+enum Act : int {
+  kNone = 0, kRelu, kClamp, kLeakyRelu, kPrelu, kSilu, kHardswish, kSigmoid, kHardsigmoid, kGelu, kGeluTanh, kTanh, kElu, kMish,
+  kSoftplus, kExp, kSqrt, kAbs, kNeg, kActCount
+};
+
+enum Norm : int { kRms = 0, kMax = 1, kL2 = 2 };
+
+enum PublishMode : int {
+  kAlways = 0,  // write everything, everything counts as changed (first frame)
+  kExact = 1,   // a site is changed iff any channel differs
+  kWithin = 2,  // a site is changed iff not (norm(new - held) <= threshold); an unchanged site keeps the held value
+};
+
+enum Binary : int { kAdd = 0, kSub, kMul, kDiv, kMaximum, kMinimum };
+
+// A listed output position: linear index in (n, h, w), and its row and column.
+struct Site { int32_t index; uint16_t y, x; };
+
+// What happens to freshly computed rows of channels before and while they are published.
+struct Publish {
+  int act = kNone;
+  float p0 = 0, p1 = 0;           // parameters of the activation
+  const float* slope = nullptr;   // per channel, for kPrelu
+  const float* residual = nullptr;  // map of the same grid, or null
+  int residual_ld = 0;
+  bool residual_after_act = false;
+  int mode = kAlways;
+  int norm = kRms;
+  float threshold = 0;            // absolute
+  float* held = nullptr;          // destination map, channel offset applied
+  int ld = 0;
+  int c = 0;
+};
+
+// One block of output channels ("panel") of a convolution over some pixels.
+struct ConvTile {
+  const float* const* taps;  // [pixels][ntaps], each points at `shift + run` readable floats
+  int64_t shift;             // added to every tap: first input channel of the group
+  int pixels, ntaps, run;
+  int vectors;               // width of the panel in vectors
+  const float* weights;      // [ntaps * run][vectors * lanes]
+  const float* bias;         // [vectors * lanes]
+  float* out;                // [pixels][ldo]
+  int ldo;
+};
+
+// `count` horizontally adjacent outputs of a depthwise convolution whose windows lie inside the map.
+struct DepthwiseRun {
+  const float* const* rows;  // [kh] leftmost input pixel of the first window
+  int count, ld, stride;
+  const float* weights;      // [kh * kw][cpad]
+  int cpad;
+  const float* bias;         // [cpad]
+  float* out;                // [count][ldo]
+  int ldo, c;
+};
+
+struct Kernels {
+  const char* name;
+  int lanes;
+  int max_pixels[5];  // register block height for panels of 1..4 vectors (index 0 unused)
+  void (*conv)(const ConvTile&);
+  // Runs are supported for these kernels; `depthwise_run` returns false otherwise.
+  bool (*depthwise_run)(int kh, int kw, const DepthwiseRun&);
+  void (*depthwise_pixel)(const float* const* taps, int ntaps, const float* weights, int cpad, const float* bias, float* out, int c);
+  void (*max_pixel)(const float* const* taps, int ntaps, float* out, int c);
+  // out = sum_i wy[i] * sum_j wx[j] * taps[i * nx + j]  / divisor
+  void (*weighted_pixel)(const float* const* taps, int ny, int nx, const float* wy, const float* wx, float divisor, float* out, int c);
+  void (*affine_pixel)(const float* x, const float* scale, const float* shift, float* out, int c);
+  void (*binary_pixel)(int op, const float* a, const float* b, float* out, int c);
+  void (*sum_row)(const float* x, int pixels, int ld, float* out, int c);
+  // Finishes and publishes `pixels` rows; changed[i] = 1 where the site changed, else 0. Returns how many changed.
+  int (*publish)(const Publish&, float* rows, int ldr, const Site* sites, int pixels, uint8_t* changed);
+  // Compares one row of an image (planar) with the held one; out[x] = 1 where changed. strides in floats between planes.
+  void (*diff_row)(const float* frame, int64_t frame_plane, const float* held, int64_t held_plane, int c, int w, int mode, int norm,
+                   float threshold, uint8_t* out);
+  bool (*all_finite)(const float* x, int64_t n);
+  bool (*equal)(const float* a, const float* b, int64_t n);
+  // OR of `k` copies of a zero-padded row, `dilation` apart, taken every `stride`: out[x] = any_j in[x * stride + j * dilation]
+  void (*or_row)(const uint8_t* in, int k, int dilation, int stride, int out_w, uint8_t* tmp, uint8_t* out);
+  void (*or_into)(const uint8_t* in, uint8_t* out, int n);
+  // Lists the sites of columns [x0, x1) of one row (mask bytes 0/1; index0 is the linear index of column 0); returns how many.
+  int (*list_row)(const uint8_t* mask, int x0, int x1, int32_t index0, uint16_t y, Site* out);
+  int64_t (*count)(const uint8_t* mask, int64_t n);
+};
+
+const Kernels* kernels_avx512();
+const Kernels* kernels_avx2();
+const Kernels* kernels_baseline();
+
+}  // namespace sightline

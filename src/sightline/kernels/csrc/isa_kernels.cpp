@@ -1,0 +1,598 @@
+// Compute kernels, compiled once per instruction set (SL_ISA_NAME = avx512, avx2 or baseline).
+// Plain loops over GCC/Clang vector types; intrinsics only where the language has no word for it (masked tails).
+// Every kernel computes an output the same way whatever its neighbours are, so results do not depend on the list of sites, on its
+// order or on the number of threads.
+#include "isa.h"
+
+#include <cfloat>
+#include <cmath>
+#include <cstring>
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define SL_CONCAT_(a, b) a##b
+#define SL_CONCAT(a, b) SL_CONCAT_(a, b)
+#define SL_STRING_(a) #a
+#define SL_STRING(a) SL_STRING_(a)
+#define SL_INLINE static inline __attribute__((always_inline))
+
+namespace sightline {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int W = 16;
+#elif defined(__AVX2__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+
+typedef float VF __attribute__((vector_size(W * 4)));
+typedef int32_t VI __attribute__((vector_size(W * 4)));
+typedef float VFU __attribute__((vector_size(W * 4), aligned(4), may_alias));
+
+SL_INLINE VF load(const float* p) { return *reinterpret_cast<const VFU*>(p); }
+SL_INLINE void store(float* p, VF v) { *reinterpret_cast<VFU*>(p) = v; }
+
+SL_INLINE VF set1(float x) {
+#if defined(__AVX512F__)
+  return (VF)_mm512_set1_ps(x);
+#elif defined(__AVX2__)
+  return (VF)_mm256_set1_ps(x);
+#else
+  return VF{x, x, x, x};
+#endif
+}
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+alignas(32) const int32_t kTail[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+SL_INLINE __m256i tail_mask(int n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kTail + 8 - n)); }
+#endif
+
+SL_INLINE void store_tail(float* p, VF v, int n) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+#elif defined(__AVX2__)
+  _mm256_maskstore_ps(p, tail_mask(n), (__m256)v);
+#else
+  for (int i = 0; i < n; ++i) p[i] = v[i];
+#endif
+}
+
+// Keeps lanes [0, n), zero elsewhere.
+SL_INLINE VF keep(VF v, int n) {
+#if defined(__AVX512F__)
+  return (VF)_mm512_maskz_mov_ps((__mmask16)((1u << n) - 1), (__m512)v);
+#elif defined(__AVX2__)
+  return (VF)_mm256_and_ps((__m256)v, _mm256_castsi256_ps(tail_mask(n)));
+#else
+  for (int i = n; i < W; ++i) v[i] = 0;
+  return v;
+#endif
+}
+
+SL_INLINE VF select(VI mask, VF a, VF b) { return mask ? a : b; }
+// max and min as the hardware has them: a NaN in `a` gives `b`, so pass the value that must win as `b`.
+SL_INLINE VF vmax(VF a, VF b) {
+#if defined(__AVX512F__)
+  return (VF)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (VF)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return select(a > b, a, b);
+#endif
+}
+SL_INLINE VF vmin(VF a, VF b) {
+#if defined(__AVX512F__)
+  return (VF)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (VF)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return select(a < b, a, b);
+#endif
+}
+SL_INLINE VF vabs(VF x) { return (VF)((VI)x & 0x7fffffff); }
+
+SL_INLINE float sum(VF v) {
+  float s = 0;
+  for (int i = 0; i < W; ++i) s += v[i];
+  return s;
+}
+
+// -- activations -----------------------------------------------------------------------------------
+
+// exp(x): x = n ln2 + r with |r| <= ln2 / 2, polynomial of degree 6 for exp(r); about 1 ulp; saturates to 0 and inf.
+SL_INLINE VF vexp(VF x) {
+  const VF high = set1(88.72284f), low = set1(-103.97208f);
+  VF t = vmin(high + 1.0f, vmax(low, x));  // NaN in x survives: it is the second operand
+  VF n = t * 1.44269504088896341f + 12582912.0f;
+  VI ni = (VI)n - 0x4b400000;
+  n = n - 12582912.0f;
+  VF r = t - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  VF p = set1(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  // two steps so that both the largest finite and the subnormal results come out right
+  VI half = ni >> 1, rest = ni - half;
+  VF y = p * (VF)((half + 127) << 23) * (VF)((rest + 127) << 23);
+  y = select(x > high, set1(INFINITY), y);
+  return select(x < low, set1(0.0f), y);
+}
+
+// erf by a rational approximation on [-4, 4] (odd numerator of degree 13 over even denominator of degree 8), about 2 ulp.
+SL_INLINE VF verf(VF x) {
+  x = vmin(set1(4.0f), vmax(set1(-4.0f), x));
+  VF s = x * x;
+  VF p = set1(-2.72614225801306e-10f);
+  p = p * s + 2.77068142495902e-08f;
+  p = p * s - 2.10102402082508e-06f;
+  p = p * s - 5.69250639462346e-05f;
+  p = p * s - 7.34990630326855e-04f;
+  p = p * s - 2.95459980854025e-03f;
+  p = p * s - 1.60960333262415e-02f;
+  VF q = set1(-1.45660718464996e-05f);
+  q = q * s - 2.13374055278905e-04f;
+  q = q * s - 1.68282697438203e-03f;
+  q = q * s - 7.37332916720468e-03f;
+  q = q * s - 1.42647390514189e-02f;
+  return x * p / q;
+}
+
+SL_INLINE VF vsigmoid(VF x) { return 1.0f / (1.0f + vexp(-x)); }
+
+SL_INLINE VF vtanh(VF x) {
+  // Near 0 the quotient cancels: use the odd series there.
+  VF s = x * x;
+  VF small = x * (1.0f + s * (-0.333333333f + s * (0.133333333f + s * (-0.0539682540f + s * 0.0218694885f))));
+  VF e = vexp(2.0f * vmin(set1(10.0f), vmax(set1(-10.0f), x)));
+  VF large = (e - 1.0f) / (e + 1.0f);
+  return select(vabs(x) < 0.25f, small, large);
+}
+
+template <class F>
+SL_INLINE VF lanewise(VF x, F f) {
+  VF y = x;
+  for (int i = 0; i < W; ++i) y[i] = f(x[i]);
+  return y;
+}
+
+template <int ACT>
+SL_INLINE VF activate(VF x, float p0, float p1, const float* slope) {
+  const VF zero = set1(0.0f);
+  if constexpr (ACT == kRelu) return vmax(zero, x);
+  if constexpr (ACT == kClamp) return vmin(set1(p1), vmax(set1(p0), x));
+  if constexpr (ACT == kLeakyRelu) return select(x > 0.0f, x, x * p0);
+  if constexpr (ACT == kPrelu) return select(x > 0.0f, x, x * load(slope));
+  if constexpr (ACT == kSilu) return x / (1.0f + vexp(-x));
+  if constexpr (ACT == kHardswish) return x * vmin(set1(6.0f), vmax(zero, x + 3.0f)) / 6.0f;
+  if constexpr (ACT == kSigmoid) return vsigmoid(x);
+  if constexpr (ACT == kHardsigmoid) return vmin(set1(6.0f), vmax(zero, x + 3.0f)) / 6.0f;
+  if constexpr (ACT == kGelu) return 0.5f * x * (1.0f + verf(x * 0.70710678118654752f));
+  if constexpr (ACT == kGeluTanh) return 0.5f * x * (1.0f + vtanh(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+  if constexpr (ACT == kTanh) return vtanh(x);
+  if constexpr (ACT == kElu) return lanewise(x, [p0](float v) { return v > 0 ? v : p0 * std::expm1(v); });
+  if constexpr (ACT == kMish) return lanewise(x, [](float v) { return v * std::tanh(v > 20 ? v : std::log1p(std::exp(v))); });
+  if constexpr (ACT == kSoftplus) return lanewise(x, [p0, p1](float v) { return v * p0 > p1 ? v : std::log1p(std::exp(v * p0)) / p0; });
+  if constexpr (ACT == kExp) return vexp(x);
+  if constexpr (ACT == kSqrt) return lanewise(x, [](float v) { return std::sqrt(v); });
+  if constexpr (ACT == kAbs) return vabs(x);
+  if constexpr (ACT == kNeg) return -x;
+  return x;
+}
+
+// -- publishing --------------------------------------------------------------------------------------
+
+template <int ACT, int MODE>
+SL_INLINE bool publish_one(const Publish& a, float* row, const float* residual, float* held) {
+  const int c = a.c;
+  VI differs = {};
+  VF accum = set1(0.0f);
+  auto step = [&](int i, bool tail, int n) __attribute__((always_inline)) {
+    VF y = load(row + i);
+    if (residual && !a.residual_after_act) y = y + load(residual + i);
+    y = activate<ACT>(y, a.p0, a.p1, a.slope + i);
+    if (residual && a.residual_after_act) y = y + load(residual + i);
+    if constexpr (MODE == kAlways) {
+      if (tail) store_tail(held + i, y, n); else store(held + i, y);
+    } else if constexpr (MODE == kExact) {
+      VF h = load(held + i);
+      VI d = y != h;
+      if (tail) {
+        differs |= (VI)keep((VF)d, n);
+        store_tail(held + i, y, n);
+      } else {
+        differs |= d;
+        store(held + i, y);
+      }
+    } else {
+      VF d = y - load(held + i);
+      if (tail) d = keep(d, n);
+      if (a.norm == kMax) {
+        accum = select((vabs(d) > accum) | (d != d), vabs(d), accum);
+      } else {
+        accum = accum + d * d;
+      }
+      store(row + i, y);  // rows are padded to whole vectors
+    }
+  };
+  int i = 0;
+  for (; i + W <= c; i += W) step(i, false, W);
+  if (i < c) step(i, true, c - i);
+  if constexpr (MODE == kAlways) return true;
+  if constexpr (MODE == kExact) {
+    int any = 0;
+    for (int k = 0; k < W; ++k) any |= differs[k];
+    return any != 0;
+  }
+  float n;
+  if (a.norm == kMax) {
+    n = 0;
+    for (int k = 0; k < W; ++k) n = (accum[k] > n || accum[k] != accum[k]) ? accum[k] : n;
+  } else {
+    n = sum(accum);
+    n = a.norm == kRms ? std::sqrt(n / (float)c) : std::sqrt(n);
+  }
+  if (n <= a.threshold) return false;
+  std::memcpy(held, row, sizeof(float) * (size_t)c);
+  return true;
+}
+
+template <int ACT, int MODE>
+int publish_rows(const Publish& a, float* rows, int ldr, const Site* sites, int pixels, uint8_t* changed) {
+  int total = 0;
+  for (int p = 0; p < pixels; ++p) {
+    const int64_t at = sites[p].index;
+    const float* residual = a.residual ? a.residual + at * a.residual_ld : nullptr;
+    bool now = publish_one<ACT, MODE>(a, rows + (int64_t)p * ldr, residual, a.held + at * a.ld);
+    changed[p] = now;
+    total += now;
+  }
+  return total;
+}
+
+template <int ACT>
+int publish_act(const Publish& a, float* rows, int ldr, const Site* sites, int pixels, uint8_t* changed) {
+  switch (a.mode) {
+    case kAlways: return publish_rows<ACT, kAlways>(a, rows, ldr, sites, pixels, changed);
+    case kExact: return publish_rows<ACT, kExact>(a, rows, ldr, sites, pixels, changed);
+    default: return publish_rows<ACT, kWithin>(a, rows, ldr, sites, pixels, changed);
+  }
+}
+
+int publish(const Publish& a, float* rows, int ldr, const Site* sites, int pixels, uint8_t* changed) {
+  using F = int (*)(const Publish&, float*, int, const Site*, int, uint8_t*);
+  static const F table[kActCount] = {
+      publish_act<kNone>, publish_act<kRelu>, publish_act<kClamp>, publish_act<kLeakyRelu>, publish_act<kPrelu>,
+      publish_act<kSilu>, publish_act<kHardswish>, publish_act<kSigmoid>, publish_act<kHardsigmoid>, publish_act<kGelu>,
+      publish_act<kGeluTanh>, publish_act<kTanh>, publish_act<kElu>, publish_act<kMish>, publish_act<kSoftplus>,
+      publish_act<kExp>, publish_act<kSqrt>, publish_act<kAbs>, publish_act<kNeg>};
+  return table[a.act](a, rows, ldr, sites, pixels, changed);
+}
+
+// -- convolution --------------------------------------------------------------------------------------
+
+// P pixels x V vectors of output channels stay in registers over the whole reduction.
+template <int P, int V>
+void conv_block(const float* const* taps, int64_t shift, int ntaps, int run, const float* w, const float* bias, float* out, int ldo) {
+  VF acc[P][V];
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) acc[p][v] = load(bias + v * W);
+  for (int t = 0; t < ntaps; ++t) {
+    const float* x[P];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) x[p] = taps[(int64_t)p * ntaps + t] + shift;
+#pragma GCC unroll 2
+    for (int k = 0; k < run; ++k) {
+      VF wv[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) wv[v] = load(w + v * W);
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) {
+        VF b = set1(x[p][k]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) acc[p][v] += b * wv[v];
+      }
+      w += V * W;
+    }
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(out + (int64_t)p * ldo + v * W, acc[p][v]);
+}
+
+#if defined(__AVX512F__)
+constexpr int kMaxPixels[5] = {0, 12, 12, 8, 6};
+#elif defined(__AVX2__)
+constexpr int kMaxPixels[5] = {0, 10, 6, 4, 3};
+#else
+constexpr int kMaxPixels[5] = {0, 10, 6, 4, 3};
+#endif
+
+using ConvBlock = void (*)(const float* const*, int64_t, int, int, const float*, const float*, float*, int);
+
+template <int V>
+ConvBlock conv_block_for(int p) {
+  static_assert(kMaxPixels[V] <= 12);
+  switch (p) {
+    case 1: return conv_block<1, V>;
+    case 2: return conv_block<2, V>;
+    case 3: return conv_block<3, V>;
+    case 4: if constexpr (kMaxPixels[V] >= 4) return conv_block<4, V>; break;
+    case 5: if constexpr (kMaxPixels[V] >= 5) return conv_block<5, V>; break;
+    case 6: if constexpr (kMaxPixels[V] >= 6) return conv_block<6, V>; break;
+    case 7: if constexpr (kMaxPixels[V] >= 7) return conv_block<7, V>; break;
+    case 8: if constexpr (kMaxPixels[V] >= 8) return conv_block<8, V>; break;
+    case 9: if constexpr (kMaxPixels[V] >= 9) return conv_block<9, V>; break;
+    case 10: if constexpr (kMaxPixels[V] >= 10) return conv_block<10, V>; break;
+    case 11: if constexpr (kMaxPixels[V] >= 11) return conv_block<11, V>; break;
+    case 12: if constexpr (kMaxPixels[V] >= 12) return conv_block<12, V>; break;
+  }
+  return nullptr;
+}
+
+template <int V>
+void conv_panel(const ConvTile& t) {
+  // Balanced groups: 7 pixels become 4 + 3, not 6 + 1.
+  const int groups = (t.pixels + kMaxPixels[V] - 1) / kMaxPixels[V];
+  int done = 0;
+  for (int g = 0; g < groups; ++g) {
+    const int p = (t.pixels - done + groups - g - 1) / (groups - g);
+    conv_block_for<V>(p)(t.taps + (int64_t)done * t.ntaps, t.shift, t.ntaps, t.run, t.weights, t.bias, t.out + (int64_t)done * t.ldo, t.ldo);
+    done += p;
+  }
+}
+
+void conv(const ConvTile& t) {
+  switch (t.vectors) {
+    case 1: return conv_panel<1>(t);
+    case 2: return conv_panel<2>(t);
+    case 3: return conv_panel<3>(t);
+    default: return conv_panel<4>(t);
+  }
+}
+
+// -- depthwise ----------------------------------------------------------------------------------------
+
+template <int KH, int KW, int S, int R>
+void depthwise_run_block(const DepthwiseRun& a, int at) {
+  for (int c = 0; c < a.c; c += W) {
+    VF acc[R];
+    const VF b = load(a.bias + c);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) acc[r] = b;
+#pragma GCC unroll 7
+    for (int ky = 0; ky < KH; ++ky) {
+      const float* x = a.rows[ky] + (int64_t)at * S * a.ld + c;
+      VF w[KW];
+#pragma GCC unroll 7
+      for (int kx = 0; kx < KW; ++kx) w[kx] = load(a.weights + (int64_t)(ky * KW + kx) * a.cpad + c);
+#pragma GCC unroll 16
+      for (int j = 0; j < (R - 1) * S + KW; ++j) {
+        const VF v = load(x + (int64_t)j * a.ld);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+          if (j - r * S >= 0 && j - r * S < KW) acc[r] += v * w[j - r * S];
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) store(a.out + (int64_t)(at + r) * a.ldo + c, acc[r]);
+  }
+}
+
+template <int KH, int KW, int S>
+void depthwise_run_k(const DepthwiseRun& a) {
+  int at = 0;
+  for (; at + 4 <= a.count; at += 4) depthwise_run_block<KH, KW, S, 4>(a, at);
+  switch (a.count - at) {
+    case 3: return depthwise_run_block<KH, KW, S, 3>(a, at);
+    case 2: return depthwise_run_block<KH, KW, S, 2>(a, at);
+    case 1: return depthwise_run_block<KH, KW, S, 1>(a, at);
+    default: return;
+  }
+}
+
+bool depthwise_run(int kh, int kw, const DepthwiseRun& a) {
+  if (a.stride != 1 && a.stride != 2) return false;
+  if (kh == 3 && kw == 3) {
+    if (a.count) a.stride == 1 ? depthwise_run_k<3, 3, 1>(a) : depthwise_run_k<3, 3, 2>(a);
+    return true;
+  }
+  if (kh == 5 && kw == 5) {
+    if (a.count) a.stride == 1 ? depthwise_run_k<5, 5, 1>(a) : depthwise_run_k<5, 5, 2>(a);
+    return true;
+  }
+  return false;
+}
+
+void depthwise_pixel(const float* const* taps, int ntaps, const float* weights, int cpad, const float* bias, float* out, int c) {
+  for (int i = 0; i < c; i += W) {
+    VF acc = load(bias + i);
+    for (int t = 0; t < ntaps; ++t) acc += load(taps[t] + i) * load(weights + (int64_t)t * cpad + i);
+    store(out + i, acc);
+  }
+}
+
+// -- pooling, resampling, element-wise ------------------------------------------------------------------
+
+void max_pixel(const float* const* taps, int ntaps, float* out, int c) {
+  for (int i = 0; i < c; i += W) {
+    VF m = load(taps[0] + i);
+    for (int t = 1; t < ntaps; ++t) {
+      const VF x = load(taps[t] + i);
+      m = select((x > m) | (x != x), x, m);
+    }
+    store(out + i, m);
+  }
+}
+
+void weighted_pixel(const float* const* taps, int ny, int nx, const float* wy, const float* wx, float divisor, float* out, int c) {
+  for (int i = 0; i < c; i += W) {
+    VF acc = set1(0.0f);
+    for (int y = 0; y < ny; ++y) {
+      VF line = set1(0.0f);
+      for (int x = 0; x < nx; ++x) line += load(taps[y * nx + x] + i) * wx[x];
+      acc += line * wy[y];
+    }
+    store(out + i, divisor == 1.0f ? acc : acc / divisor);
+  }
+}
+
+void affine_pixel(const float* x, const float* scale, const float* shift, float* out, int c) {
+  for (int i = 0; i < c; i += W) store(out + i, load(x + i) * load(scale + i) + load(shift + i));
+}
+
+void binary_pixel(int op, const float* a, const float* b, float* out, int c) {
+  for (int i = 0; i < c; i += W) {
+    const VF x = load(a + i), y = load(b + i);
+    VF z;
+    switch (op) {
+      case kAdd: z = x + y; break;
+      case kSub: z = x - y; break;
+      case kMul: z = x * y; break;
+      case kDiv: z = x / y; break;
+      case kMaximum: z = select((x > y) | (x != x), x, y); break;
+      default: z = select((x < y) | (x != x), x, y); break;
+    }
+    store(out + i, z);
+  }
+}
+
+void sum_row(const float* x, int pixels, int ld, float* out, int c) {
+  for (int i = 0; i < c; i += W) {
+    VF s[4] = {set1(0), set1(0), set1(0), set1(0)};
+    int p = 0;
+    for (; p + 4 <= pixels; p += 4)
+      for (int k = 0; k < 4; ++k) s[k] += load(x + (int64_t)(p + k) * ld + i);
+    for (; p < pixels; ++p) s[0] += load(x + (int64_t)p * ld + i);
+    store(out + i, (s[0] + s[1]) + (s[2] + s[3]));
+  }
+}
+
+// -- frames and masks -----------------------------------------------------------------------------------
+
+void diff_row(const float* frame, int64_t fp, const float* held, int64_t hp, int c, int w, int mode, int norm, float threshold,
+              uint8_t* out) {
+  if (mode == kAlways) {
+    std::memset(out, 1, (size_t)w);
+    return;
+  }
+  if (mode == kExact) {
+    std::memset(out, 0, (size_t)w);
+    for (int k = 0; k < c; ++k) {
+      const float *a = frame + k * fp, *b = held + k * hp;
+      for (int x = 0; x < w; ++x) out[x] |= (uint8_t)(a[x] != b[x]);
+    }
+    return;
+  }
+  constexpr int kBlock = 256;
+  float acc[kBlock];
+  const float limit = norm == kMax ? threshold : norm == kRms ? threshold * threshold * (float)c : threshold * threshold;
+  for (int x0 = 0; x0 < w; x0 += kBlock) {
+    const int n = w - x0 < kBlock ? w - x0 : kBlock;
+    for (int x = 0; x < n; ++x) acc[x] = 0;
+    for (int k = 0; k < c; ++k) {
+      const float *a = frame + k * fp + x0, *b = held + k * hp + x0;
+      if (norm == kMax) {
+        for (int x = 0; x < n; ++x) {
+          const float d = std::fabs(a[x] - b[x]);
+          acc[x] = acc[x] >= d ? acc[x] : d;
+        }
+      } else {
+        for (int x = 0; x < n; ++x) acc[x] += (a[x] - b[x]) * (a[x] - b[x]);
+      }
+    }
+    for (int x = 0; x < n; ++x) out[x0 + x] = (uint8_t)!(acc[x] <= limit);
+  }
+}
+
+bool all_finite(const float* x, int64_t n) {
+  // A finite float has an exponent below 255. OR of comparisons vectorises; stop once per block.
+  for (int64_t i = 0; i < n;) {
+    const int64_t end = i + 4096 < n ? i + 4096 : n;
+    int32_t bad = 0;
+    for (; i < end; ++i) {
+      int32_t bits;
+      std::memcpy(&bits, x + i, 4);
+      bad |= (bits & 0x7f800000) == 0x7f800000;
+    }
+    if (bad) return false;
+  }
+  return true;
+}
+
+bool equal(const float* a, const float* b, int64_t n) {
+  for (int64_t i = 0; i < n;) {
+    const int64_t end = i + 4096 < n ? i + 4096 : n;
+    int32_t differs = 0;
+    for (; i < end; ++i) differs |= a[i] != b[i];
+    if (differs) return false;
+  }
+  return true;
+}
+
+void or_row(const uint8_t* in, int k, int dilation, int stride, int out_w, uint8_t* tmp, uint8_t* out) {
+  const int full = (out_w - 1) * stride + 1;
+  uint8_t* dst = stride == 1 ? out : tmp;
+  std::memcpy(dst, in, (size_t)full);
+  for (int j = 1; j < k; ++j) {
+    const uint8_t* src = in + (int64_t)j * dilation;
+    for (int x = 0; x < full; ++x) dst[x] |= src[x];
+  }
+  if (stride == 2)
+    for (int x = 0; x < out_w; ++x) out[x] = tmp[2 * x];
+  else if (stride != 1)
+    for (int x = 0; x < out_w; ++x) out[x] = tmp[x * stride];
+}
+
+void or_into(const uint8_t* in, uint8_t* out, int n) {
+  for (int i = 0; i < n; ++i) out[i] |= in[i];
+}
+
+int list_row(const uint8_t* mask, int x0, int x1, int32_t index0, uint16_t y, Site* out) {
+  int n = 0, x = x0;
+  for (; x + 8 <= x1; x += 8) {
+    uint64_t eight;
+    std::memcpy(&eight, mask + x, 8);
+    if (!eight) continue;
+    if (eight == 0x0101010101010101ull) {
+      for (int k = 0; k < 8; ++k) out[n + k] = Site{index0 + x + k, y, (uint16_t)(x + k)};
+      n += 8;
+      continue;
+    }
+    while (eight) {
+      const int k = __builtin_ctzll(eight) >> 3;
+      out[n++] = Site{index0 + x + k, y, (uint16_t)(x + k)};
+      eight &= eight - 1;  // mask bytes are 0 or 1: one bit each
+    }
+  }
+  for (; x < x1; ++x)
+    if (mask[x]) out[n++] = Site{index0 + x, y, (uint16_t)x};
+  return n;
+}
+
+int64_t count(const uint8_t* mask, int64_t n) {
+  int64_t total = 0;
+  for (int64_t i = 0; i < n; ++i) total += mask[i];
+  return total;
+}
+
+}  // namespace
+
+const Kernels* SL_CONCAT(kernels_, SL_ISA_NAME)() {
+  static const Kernels table = {
+      SL_STRING(SL_ISA_NAME), W, {0, kMaxPixels[1], kMaxPixels[2], kMaxPixels[3], kMaxPixels[4]},
+      conv, depthwise_run, depthwise_pixel, max_pixel, weighted_pixel, affine_pixel, binary_pixel, sum_row, publish, diff_row,
+      all_finite, equal, or_row, or_into, list_row, count};
+  return &table;
+}
+
+}  // namespace sightline

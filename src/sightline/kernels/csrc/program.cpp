@@ -1,0 +1,406 @@
+#include "program.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <utility>
+
+namespace sightline {
+
+Aligned::Aligned(size_t floats) : size(floats) {
+  if (!floats) return;
+  const size_t bytes = (floats * sizeof(float) + 63) / 64 * 64;
+  constexpr size_t kHuge = size_t{1} << 21;
+  void* p = std::aligned_alloc(bytes >= kHuge ? kHuge : 64, bytes >= kHuge ? (bytes + kHuge - 1) / kHuge * kHuge : bytes);
+  if (!p) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+  if (bytes >= kHuge) madvise(p, bytes, MADV_HUGEPAGE);
+#endif
+  std::memset(p, 0, bytes);
+  data = static_cast<float*>(p);
+}
+Aligned::Aligned(Aligned&& o) noexcept : data(std::exchange(o.data, nullptr)), size(std::exchange(o.size, 0)) {}
+Aligned& Aligned::operator=(Aligned&& o) noexcept {
+  std::swap(data, o.data);
+  std::swap(size, o.size);
+  return *this;
+}
+Aligned::~Aligned() { std::free(data); }
+
+void Axis::classify() {
+  // Find one output whose taps all lie inside; it fixes start, stride and dilation, and the rest must follow.
+  regular = false;
+  auto value = [&](int o, int k) { return index[(size_t)o * taps + k]; };
+  int first = -1, second = -1;
+  for (int o = 0; o < out && second < 0; ++o) {
+    bool inside = true;
+    for (int k = 0; k < taps; ++k) inside = inside && value(o, k) >= 0;
+    if (inside) (first < 0 ? first : second) = o;
+  }
+  if (first < 0) return;
+  dilation = taps > 1 ? value(first, 1) - value(first, 0) : 1;
+  stride = second >= 0 && (value(second, 0) - value(first, 0)) % (second - first) == 0
+               ? (value(second, 0) - value(first, 0)) / (second - first) : 1;
+  start = value(first, 0) - first * stride;
+  if (dilation < 1 || stride < 1) return;
+  for (int o = 0; o < out; ++o)
+    for (int k = 0; k < taps; ++k) {
+      const int want = o * stride + start + k * dilation;
+      if (value(o, k) != (want >= 0 && want < in ? want : -1)) return;
+    }
+  regular = true;
+}
+
+Program::Program(const Kernels* kernels) : k(kernels) {}
+
+int Program::add_storage(int64_t floats) {
+  storages.push_back(floats);
+  return (int)storages.size() - 1;
+}
+
+int Program::add_tensor(int storage, int64_t offset, int n, int h, int w, int c, int ld, int mask_of) {
+  if (storage < 0 || storage >= (int)storages.size()) throw std::invalid_argument("tensor: no such storage");
+  if (n < 1 || h < 1 || w < 1 || c < 1 || ld < c || h > 65535 || w > 65535) throw std::invalid_argument("tensor: bad shape");
+  if ((int64_t)n * h * w > INT32_MAX) throw std::invalid_argument("tensor: more than 2^31 positions");
+  if (offset < 0 || offset + ((int64_t)n * h * w - 1) * ld + c + 64 > storages[(size_t)storage])
+    throw std::invalid_argument("tensor: does not fit its storage");
+  Tensor t;
+  t.storage = storage; t.offset = offset; t.n = n; t.h = h; t.w = w; t.c = c; t.ld = ld;
+  t.mask = mask_of >= 0 ? tensors.at((size_t)mask_of).mask : masks++;
+  tensors.push_back(t);
+  zero_floats = std::max<int64_t>(zero_floats, 64 * (int64_t)ld + 64);
+  return (int)tensors.size() - 1;
+}
+
+int Program::add_axis(int in, int out, int taps, const int32_t* index) {
+  Axis a;
+  a.in = in; a.out = out; a.taps = taps;
+  a.index.assign(index, index + (size_t)out * taps);
+  for (int32_t v : a.index)
+    if (v < -1 || v >= in) throw std::invalid_argument("axis: index outside the input");
+  a.classify();
+  axes.push_back(std::move(a));
+  return (int)axes.size() - 1;
+}
+
+Step& Program::push(Kind kind, int out) {
+  tensors.at((size_t)out);
+  Step s;
+  s.kind = kind;
+  s.out = out;
+  steps.push_back(std::move(s));
+  return steps.back();
+}
+
+Link Program::window(int in, int rows, int cols) {
+  if (rows < 0) return Link{in, Reads::kSame, -1, -1};
+  const Tensor& t = tensors.at((size_t)in);
+  if (axes.at((size_t)rows).in != t.h || axes.at((size_t)cols).in != t.w) throw std::invalid_argument("window: axes do not fit the input");
+  return Link{in, Reads::kWindow, rows, cols};
+}
+
+int Program::add_input(int tensor) {
+  push(Kind::kInput, tensor);
+  return (int)steps.size() - 1;
+}
+
+namespace {
+
+// Panels of 4 vectors while they last, then 3s and 2s; a single vector only where there is no more.
+std::vector<int> panel_widths(int vectors) {
+  std::vector<int> out;
+  if (vectors % 4 && vectors % 3 == 0 && vectors <= 9) {
+    out.assign((size_t)vectors / 3, 3);
+    return out;
+  }
+  while (vectors > 0) {
+    int v = std::min(vectors, 4);
+    if (vectors == 5) v = 3;
+    out.push_back(v);
+    vectors -= v;
+  }
+  return out;
+}
+
+// Taps that any output of residue `r` modulo `period` reads, in the order in which they lie in the input.
+std::vector<int> phase_taps(const Axis& a, int r, int period) {
+  std::vector<int> taps;
+  std::vector<int64_t> place;
+  for (int t = 0; t < a.taps; ++t) {
+    bool used = false;
+    int64_t sum = 0;
+    for (int o = r; o < a.out; o += period) {
+      const int v = a.index[(size_t)o * a.taps + t];
+      if (v >= 0) { used = true; sum = (int64_t)v - o / period; break; }
+    }
+    if (used) { taps.push_back(t); place.push_back(sum); }
+  }
+  if (period > 1) {
+    std::vector<int> order(taps.size());
+    for (size_t i = 0; i < order.size(); ++i) order[i] = (int)i;
+    std::stable_sort(order.begin(), order.end(), [&](int x, int y) { return place[(size_t)x] < place[(size_t)y]; });
+    std::vector<int> sorted;
+    for (int i : order) sorted.push_back(taps[(size_t)i]);
+    return sorted;
+  }
+  return taps;
+}
+
+}  // namespace
+
+int Program::add_conv(int out, int in, int rows, int cols, const float* weight, const float* bias, int cout, int cin_group, int kh,
+                      int kw, int groups, int period_y, int period_x) {
+  const Link link = window(in, rows, cols);
+  const Tensor tin = tensors.at((size_t)in), tout = tensors.at((size_t)out);
+  if (tin.c != cin_group * groups || tout.c != cout || cout % groups) throw std::invalid_argument("conv: channels do not fit");
+  if (rows < 0 && (kh != 1 || kw != 1)) throw std::invalid_argument("conv: needs axes");
+  if (rows >= 0 && (axes[(size_t)rows].taps != kh || axes[(size_t)cols].taps != kw || axes[(size_t)rows].out != tout.h ||
+                    axes[(size_t)cols].out != tout.w))
+    throw std::invalid_argument("conv: axes do not fit the output");
+  Step& s = push(Kind::kConv, out);
+  s.links.push_back(link);
+  const int lanes = k->lanes;
+  // Narrow groups are packed together until they fill a vector; the weights between strangers are zero.
+  const int cout_group = cout / groups;
+  int merge = 1;
+  while (merge < groups && (groups % merge || cout_group * merge < lanes)) ++merge;
+  const int blocks = groups / merge, block_out = cout_group * merge, block_in = cin_group * merge;
+  s.cin = block_in;
+  s.kh = kh;
+  s.kw = kw;
+  s.period_y = period_y;
+  s.period_x = period_x;
+  s.panels_overlap = blocks > 1 && block_out % lanes != 0;
+  if (rows >= 0) {
+    const Axis& cx = axes[(size_t)cols];
+    s.merged_rows = period_y == 1 && period_x == 1 && kw > 1 && cx.regular && cx.dilation == 1 && blocks == 1 && tin.ld == tin.c &&
+                    block_in <= 64;
+    if (s.merged_rows) {
+      auto inside = [&](int x) {
+        for (int j = 0; j < kw; ++j)
+          if (cx.index[(size_t)x * kw + j] < 0) return false;
+        return true;
+      };
+      int x0 = 0, x1 = tout.w;
+      while (x0 < x1 && !inside(x0)) ++x0;
+      while (x1 > x0 && !inside(x1 - 1)) --x1;
+      s.inner_x0 = x0;
+      s.inner_x1 = x1;
+    }
+    zero_floats = std::max<int64_t>(zero_floats, (int64_t)kw * tin.c + tin.c + 64);
+  }
+  const auto widths = panel_widths((block_out + lanes - 1) / lanes);
+  int padded = 0;
+  for (int v : widths) padded += v * lanes;
+  s.ldo = (blocks - 1) * block_out + padded;
+  size_t total = 0, total_bias = (size_t)blocks * padded;
+  for (int py = 0; py < period_y; ++py)
+    for (int px = 0; px < period_x; ++px) {
+      Phase phase;
+      if (rows < 0) {
+        phase.ky = phase.kx = {0};
+      } else {
+        phase.ky = phase_taps(axes[(size_t)rows], py, period_y);
+        phase.kx = phase_taps(axes[(size_t)cols], px, period_x);
+        if (period_y == 1 && period_x == 1) {  // every tap, so that the packed layout does not depend on the map
+          phase.ky.clear();
+          phase.kx.clear();
+          for (int i = 0; i < kh; ++i) phase.ky.push_back(i);
+          for (int i = 0; i < kw; ++i) phase.kx.push_back(i);
+        }
+      }
+      total += (size_t)blocks * padded * phase.ky.size() * phase.kx.size() * (size_t)block_in;
+      s.phases.push_back(std::move(phase));
+    }
+  s.weights = Aligned(total + 64);
+  s.bias = Aligned(total_bias + 64);
+  size_t at = 0;
+  for (auto& phase : s.phases) {
+    size_t bias_at = 0;
+    for (int b = 0; b < blocks; ++b) {
+      int c0 = b * block_out;
+      for (int v : widths) {
+        const int width = v * lanes, end = (b + 1) * block_out;
+        phase.panels.push_back(Panel{c0, v, (int64_t)b * block_in, at, bias_at});
+        for (int l = 0; l < width; ++l)
+          if (c0 + l < end && bias) s.bias.data[bias_at + (size_t)l] = bias[c0 + l];
+        bias_at += (size_t)width;
+        float* w = s.weights.data + at;
+        for (int ky : phase.ky)
+          for (int kx : phase.kx)
+            for (int ci = 0; ci < block_in; ++ci)
+              for (int l = 0; l < width; ++l, ++w) {
+                const int co = c0 + l;
+                if (co >= end) continue;
+                const int group = co / cout_group, own = b * merge + ci / cin_group;
+                if (group == own) *w = weight[(((size_t)co * cin_group + (size_t)(ci % cin_group)) * kh + (size_t)ky) * kw + (size_t)kx];
+              }
+        at += (size_t)(w - (s.weights.data + at));
+        c0 += width;
+      }
+    }
+  }
+  return (int)steps.size() - 1;
+}
+
+int Program::add_depthwise(int out, int in, int rows, int cols, const float* weight, const float* bias, int kh, int kw) {
+  const Link link = window(in, rows, cols);
+  const Tensor tin = tensors.at((size_t)in), tout = tensors.at((size_t)out);
+  if (tin.c != tout.c || rows < 0 || axes[(size_t)rows].taps != kh || axes[(size_t)cols].taps != kw || axes[(size_t)rows].out != tout.h ||
+      axes[(size_t)cols].out != tout.w)
+    throw std::invalid_argument("depthwise: shapes do not fit");
+  Step& s = push(Kind::kDepthwise, out);
+  s.links.push_back(link);
+  s.kh = kh;
+  s.kw = kw;
+  const int c = tout.c;
+  s.cpad = (c + 15) / 16 * 16;
+  s.weights = Aligned((size_t)kh * kw * s.cpad + 64);
+  s.bias = Aligned((size_t)s.cpad + 64);
+  for (int i = 0; i < c; ++i) {
+    if (bias) s.bias.data[i] = bias[i];
+    for (int t = 0; t < kh * kw; ++t) s.weights.data[(size_t)t * s.cpad + i] = weight[(size_t)i * kh * kw + t];
+  }
+  const Axis& cx = axes[(size_t)cols];
+  if (cx.regular && cx.dilation == 1 && (cx.stride == 1 || cx.stride == 2)) {
+    auto inside = [&](int x) {
+      for (int j = 0; j < kw; ++j)
+        if (cx.index[(size_t)x * kw + j] < 0) return false;
+      return true;
+    };
+    int x0 = 0, x1 = tout.w;
+    while (x0 < x1 && !inside(x0)) ++x0;
+    while (x1 > x0 && !inside(x1 - 1)) --x1;
+    s.inner_x0 = x0;
+    s.inner_x1 = x1;
+  }
+  return (int)steps.size() - 1;
+}
+
+int Program::add_max_pool(int out, int in, int rows, int cols) {
+  const Link link = window(in, rows, cols);
+  Step& s = push(Kind::kMaxPool, out);
+  s.links.push_back(link);
+  return (int)steps.size() - 1;
+}
+
+int Program::add_weighted(int out, int in, int rows, int cols, const float* wy, const float* wx, const float* div_y,
+                          const float* div_x, float divisor) {
+  const Link link = window(in, rows, cols);
+  Step& s = push(Kind::kWeighted, out);
+  s.links.push_back(link);
+  const Axis &ay = axes.at((size_t)rows), &ax = axes.at((size_t)cols);
+  auto fill = [](std::vector<float>& v, const float* from, size_t n) {
+    if (from) v.assign(from, from + n);
+    else v.assign(n, 1.0f);
+  };
+  fill(s.wy, wy, (size_t)ay.out * ay.taps);
+  fill(s.wx, wx, (size_t)ax.out * ax.taps);
+  fill(s.div_y, div_y, (size_t)ay.out);
+  fill(s.div_x, div_x, (size_t)ax.out);
+  s.divisor = divisor;
+  return (int)steps.size() - 1;
+}
+
+int Program::add_pointwise(int out, int in, const float* scale, const float* shift) {
+  const Tensor tin = tensors.at((size_t)in), tout = tensors.at((size_t)out);
+  if (tin.pixels() != tout.pixels() || tin.c != tout.c) throw std::invalid_argument("pointwise: shapes differ");
+  Step& s = push(Kind::kPointwise, out);
+  s.links.push_back(Link{in, Reads::kSame, -1, -1});
+  if (scale) {
+    const size_t pad = (size_t)(tout.c + 63) / 16 * 16;
+    s.weights = Aligned(pad);
+    s.bias = Aligned(pad);
+    std::copy(scale, scale + tout.c, s.weights.data);
+    std::copy(shift, shift + tout.c, s.bias.data);
+  }
+  return (int)steps.size() - 1;
+}
+
+int Program::add_binary(int out, int a, int b, int op) {
+  const Tensor to = tensors.at((size_t)out);
+  Step& s = push(Kind::kBinary, out);
+  s.op = op;
+  for (int i : {a, b}) {
+    const Tensor& t = tensors.at((size_t)i);
+    auto fits = [](int have, int want) { return have == want || have == 1; };
+    if (!fits(t.n, to.n) || !fits(t.h, to.h) || !fits(t.w, to.w) || !fits(t.c, to.c)) throw std::invalid_argument("binary: shapes do not broadcast");
+    const bool same = t.n == to.n && t.h == to.h && t.w == to.w;
+    s.links.push_back(Link{i, same ? Reads::kSame : Reads::kImage, -1, -1});
+  }
+  return (int)steps.size() - 1;
+}
+
+int Program::add_gather(int out, float fill) {
+  push(Kind::kGather, out).fill = fill;
+  return (int)steps.size() - 1;
+}
+
+void Program::add_gather_part(int step, int in, int rows, int cols, int period_y, int period_x, const std::vector<int32_t>& runs) {
+  const Link link = window(in, rows, cols);
+  Step& s = steps.at((size_t)step);
+  const Tensor &tin = tensors.at((size_t)in), &tout = tensors.at((size_t)s.out);
+  GatherPart part;
+  part.link = (int)s.links.size();
+  part.period_y = period_y;
+  part.period_x = period_x;
+  part.runs.resize((size_t)period_y * period_x);
+  if (runs.size() % 4) throw std::invalid_argument("gather: runs come as (phase, dst, src, length)");
+  for (size_t i = 0; i < runs.size(); i += 4) {
+    if (runs[i + 1] < 0 || runs[i + 2] < 0 || runs[i + 1] + runs[i + 3] > tout.c || runs[i + 2] + runs[i + 3] > tin.c)
+      throw std::invalid_argument("gather: channels outside the map");
+    part.runs.at((size_t)runs[i]).push_back(ChannelRun{runs[i + 1], runs[i + 2], runs[i + 3]});
+  }
+  s.links.push_back(link);
+  s.parts.push_back(std::move(part));
+}
+
+int Program::add_mean(int out, int in) {
+  const Tensor tin = tensors.at((size_t)in), tout = tensors.at((size_t)out);
+  if (tin.c != tout.c || tin.n != tout.n || tout.h != 1 || tout.w != 1) throw std::invalid_argument("mean: shapes do not fit");
+  push(Kind::kMean, out).links.push_back(Link{in, Reads::kImage, -1, -1});
+  return (int)steps.size() - 1;
+}
+
+int Program::add_union(int out, const std::vector<int>& parts) {
+  Step& s = push(Kind::kUnion, out);
+  for (int t : parts) s.links.push_back(Link{t, Reads::kSame, -1, -1});
+  return (int)steps.size() - 1;
+}
+
+int Program::add_external(int out) {
+  push(Kind::kExternal, out);
+  return (int)steps.size() - 1;
+}
+
+void Program::set_epilogue(int step, int act, float p0, float p1, const float* slope, int slope_size, int residual, bool after_act) {
+  Step& s = steps.at((size_t)step);
+  const Tensor& t = tensors.at((size_t)s.out);
+  if (act < 0 || act >= kActCount) throw std::invalid_argument("epilogue: unknown activation");
+  s.act = act;
+  s.p0 = p0;
+  s.p1 = p1;
+  if (act == kPrelu) {
+    if (!slope || (slope_size != 1 && slope_size != t.c)) throw std::invalid_argument("epilogue: slope does not fit");
+    s.slope = Aligned((size_t)t.c + 64);
+    for (int i = 0; i < t.c; ++i) s.slope.data[i] = slope[slope_size == 1 ? 0 : i];
+  }
+  if (residual >= 0) {
+    const Tensor& r = tensors.at((size_t)residual);
+    if (r.pixels() != t.pixels() || r.c != t.c) throw std::invalid_argument("epilogue: residual does not fit");
+    s.residual = residual;
+    s.residual_after_act = after_act;
+  }
+}
+
+int64_t Program::weight_bytes() const {
+  int64_t total = 0;
+  for (const Step& s : steps) total += (int64_t)(s.weights.size + s.bias.size + s.slope.size) * 4;
+  return total;
+}
+
+}  // namespace sightline

@@ -1,0 +1,211 @@
+// A network lowered to a flat list of steps, and the state of one stream that runs it.
+//
+// `Program` is what many streams share: geometry, tables, packed weights. It does not change once streams run it.
+// `State` is one stream: pointers to its maps (allocated by the caller), change masks, scratch memory, counters.
+// Every step does the same four things: find its sites from the change masks of its inputs, list them, compute them, publish them.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "isa.h"
+
+namespace sightline {
+
+// Zeroed, 64-byte aligned memory; large blocks ask for huge pages.
+struct Aligned {
+  float* data = nullptr;
+  size_t size = 0;
+  Aligned() = default;
+  explicit Aligned(size_t floats);
+  Aligned(Aligned&& other) noexcept;
+  Aligned& operator=(Aligned&& other) noexcept;
+  ~Aligned();
+};
+
+// Which input indices each output index reads along one axis: index[o * taps + k], -1 for none.
+struct Axis {
+  int in = 0, out = 0, taps = 0;
+  std::vector<int32_t> index;
+  // index[o][k] == o * stride + start + k * dilation wherever that lies inside [0, in), else -1
+  bool regular = false;
+  int stride = 1, dilation = 1, start = 0;
+  void classify();
+};
+
+struct Tensor {
+  int storage = -1;
+  int64_t offset = 0;  // floats
+  int n = 0, h = 0, w = 0, c = 0, ld = 0;
+  int mask = -1;       // index of its change mask; views share that of their base
+  int64_t pixels() const { return (int64_t)n * h * w; }
+};
+
+enum class Reads { kSame, kWindow, kImage };  // pointwise; window along both axes; anything in the image reaches everything
+
+struct Link {
+  int tensor = -1;
+  Reads how = Reads::kSame;
+  int rows = -1, cols = -1;  // axes, for kWindow
+};
+
+enum class Kind { kInput, kConv, kDepthwise, kMaxPool, kWeighted, kPointwise, kBinary, kGather, kMean, kUnion, kExternal };
+
+struct Panel { int c0, vectors; int64_t shift; size_t weights, bias; };
+struct Phase {
+  std::vector<int> ky, kx;
+  std::vector<Panel> panels;
+};
+struct ChannelRun { int dst, src, length; };
+struct GatherPart {
+  int link = -1;
+  int period_y = 1, period_x = 1;
+  std::vector<std::vector<ChannelRun>> runs;  // [period_y * period_x]
+};
+
+struct Step {
+  Kind kind = Kind::kExternal;
+  int out = -1;
+  std::vector<Link> links;
+  // epilogue
+  int act = 0;
+  float p0 = 0, p1 = 0;
+  int residual = -1;  // tensor
+  bool residual_after_act = false;
+  Aligned slope;
+  // convolution
+  Aligned weights, bias;
+  std::vector<Phase> phases;
+  int period_y = 1, period_x = 1;
+  int ldo = 0, cin = 0, kh = 0, kw = 0, cpad = 0;
+  bool merged_rows = false;   // a kernel row is one contiguous tap
+  bool panels_overlap = false;  // neighbouring panels share lanes: they must run in order
+  int inner_x0 = 0, inner_x1 = 0;  // columns whose window lies inside the map
+  // weighted windows
+  std::vector<float> wy, wx, div_y, div_x;
+  float divisor = 0;
+  // element-wise
+  int op = 0;
+  std::vector<GatherPart> parts;
+  float fill = 0;
+};
+
+class Program {
+ public:
+  explicit Program(const Kernels* kernels);
+  Program(const Program&) = delete;
+  Program& operator=(const Program&) = delete;
+  int add_storage(int64_t floats);
+  int add_tensor(int storage, int64_t offset, int n, int h, int w, int c, int ld, int mask_of);
+  int add_axis(int in, int out, int taps, const int32_t* index);
+
+  int add_input(int tensor);
+  int add_conv(int out, int in, int rows, int cols, const float* weight, const float* bias, int cout, int cin_group, int kh, int kw,
+               int groups, int period_y, int period_x);
+  int add_depthwise(int out, int in, int rows, int cols, const float* weight, const float* bias, int kh, int kw);
+  int add_max_pool(int out, int in, int rows, int cols);
+  int add_weighted(int out, int in, int rows, int cols, const float* wy, const float* wx, const float* div_y, const float* div_x,
+                   float divisor);
+  int add_pointwise(int out, int in, const float* scale, const float* shift);
+  int add_binary(int out, int a, int b, int op);
+  int add_gather(int out, float fill);
+  void add_gather_part(int step, int in, int rows, int cols, int period_y, int period_x, const std::vector<int32_t>& runs);
+  int add_mean(int out, int in);
+  int add_union(int out, const std::vector<int>& parts);
+  int add_external(int out);
+  void set_epilogue(int step, int act, float p0, float p1, const float* slope, int slope_size, int residual, bool after_act);
+
+  int64_t weight_bytes() const;
+
+  const Kernels* k;
+  std::vector<int64_t> storages;  // floats
+  std::vector<Tensor> tensors;
+  std::vector<Axis> axes;
+  std::vector<Step> steps;
+  int masks = 0;
+  int64_t zero_floats = 64;
+
+ private:
+  Step& push(Kind kind, int out);
+  Link window(int in, int rows, int cols);
+};
+
+// A byte per position (0 or 1), a byte per row that says whether the row holds any 1, and the count of 1s.
+struct Mask {
+  int rows = 0, width = 0;
+  std::vector<uint8_t> bits, row_any;
+  int64_t count = 0;
+  void shape(int r, int w);
+  void clear();
+  void fill();
+};
+
+struct Frame { const float* data; int64_t image, plane, row; };  // strides in floats; columns are contiguous
+
+enum class Filter : int { kNone = 0, kVote = 1, kBlock = 2 };
+
+class State {
+ public:
+  State(std::shared_ptr<const Program> program, std::vector<float*> storages);
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+  void reset();
+  // Returns false, with the state untouched, if the frame holds NaN or Inf. Runs no step but the input's.
+  bool begin(const Frame& frame);
+  void run(int first, int last);
+  void publish_external(int step, const float* data, int64_t sn, int64_t sc, int64_t sh, int64_t sw);
+  void skip_external(int step);
+  void end() { fresh = false; }
+  double tensor_std(int tensor) const;
+  int64_t bytes() const;
+
+  std::shared_ptr<const Program> program;
+  std::vector<float*> storage;
+  std::vector<Mask> changed;        // per mask id
+  std::vector<Mask> sites;          // per step
+  std::vector<float> threshold;     // per step, absolute
+  std::vector<uint8_t> forced;      // per step: sites are given (bench, tests)
+  int norm = kRms;
+  Filter filter = Filter::kNone;
+  bool fresh = true;
+
+ private:
+  struct Scratch {
+    Aligned rows;
+    std::vector<const float*> taps;
+    std::vector<uint8_t> flags;
+    float* row_space(size_t floats);
+  };
+  float* at(int tensor) const;
+  bool find_sites(int step);
+  void project(const Link& link, const Mask& from, const Tensor& tin, const Tensor& tout, Mask& to);
+  void list_sites(int step);
+  void list_categories(int step);
+  Publish publisher(int step) const;
+  void finish(int step, const Publish& pub, float* rows, int ldr, const Site* list, int n, uint8_t* flags);
+  template <class F>
+  void for_chunks(int step, int64_t work_per_site, F&& compute);
+  void run_conv(int step);
+  void conv_group(const Step& s, int phase, bool merged, const std::vector<Site>& list, const Publish& pub, int step);
+  void fill_taps(const Step& s, int phase, bool merged, const Site* list, int n, const float** taps) const;
+  void run_depthwise(int step);
+  void run_windows(int step);
+  void run_elementwise(int step);
+  void run_gather(int step);
+  void run_mean(int step);
+  void filter_vote(Mask& m) const;
+  void filter_block(Mask& m) const;
+  Scratch& scratch(int worker);
+
+  std::vector<std::unique_ptr<Scratch>> scratch_;
+  std::vector<Site> list_;
+  std::vector<std::vector<Site>> categories_;
+  std::vector<uint8_t> row_tmp_, row_in_, row_or_, row_or_any_;
+  std::vector<Aligned> row_sums_;   // per step, for means
+  Aligned zeros_, held_frame_;
+  Aligned big_rows_;
+  std::vector<const float*> big_taps_;
+  std::vector<uint8_t> big_flags_;
+};
+
+}  // namespace sightline

@@ -1,0 +1,757 @@
+// What one stream does with a program: finds sites, lists them, computes them, publishes them.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+#include "pool.h"
+#include "program.h"
+
+namespace sightline {
+
+namespace {
+constexpr int kChunk = 96;                        // pixels that share one pass over a weight panel
+constexpr int64_t kSmallWeights = 400 * 1024;     // bytes: below this, weights stay in L2 whatever the loop order
+constexpr int64_t kSerialWork = 200 * 1000;       // multiply-accumulates below which threads do not pay
+
+template <class T>
+void grow(std::vector<T>& v, size_t n) {
+  if (v.size() < n) v.resize(n);
+}
+void grow(Aligned& a, size_t floats) {
+  if (a.size < floats) a = Aligned(floats);
+}
+void mark(uint8_t& flag) { __atomic_store_n(&flag, (uint8_t)1, __ATOMIC_RELAXED); }
+}  // namespace
+
+void Mask::shape(int r, int w) {
+  rows = r;
+  width = w;
+  bits.assign((size_t)r * w, 0);
+  row_any.assign((size_t)r, 0);
+  count = 0;
+}
+void Mask::clear() {
+  if (!count) return;
+  for (int r = 0; r < rows; ++r)
+    if (row_any[(size_t)r]) std::memset(bits.data() + (size_t)r * width, 0, (size_t)width);
+  std::memset(row_any.data(), 0, row_any.size());
+  count = 0;
+}
+void Mask::fill() {
+  std::memset(bits.data(), 1, bits.size());
+  std::memset(row_any.data(), 1, row_any.size());
+  count = (int64_t)bits.size();
+}
+
+float* State::Scratch::row_space(size_t floats) {
+  grow(rows, floats + 64);
+  return rows.data;
+}
+
+State::State(std::shared_ptr<const Program> p, std::vector<float*> given) : program(std::move(p)), storage(std::move(given)) {
+  if (storage.size() != program->storages.size()) throw std::invalid_argument("state: one pointer per storage");
+  changed.resize((size_t)program->masks);
+  for (const Tensor& t : program->tensors)
+    if (!changed[(size_t)t.mask].rows) changed[(size_t)t.mask].shape(t.n * t.h, t.w);
+  const size_t n = program->steps.size();
+  sites.resize(n);
+  threshold.assign(n, 0.0f);
+  forced.assign(n, 0);
+  row_sums_.resize(n);
+  for (size_t i = 0; i < n; ++i) {
+    const Step& s = program->steps[i];
+    const Tensor& t = program->tensors[(size_t)s.out];
+    sites[i].shape(t.n * t.h, t.w);
+    if (s.kind == Kind::kMean) {
+      const Tensor& in = program->tensors[(size_t)s.links[0].tensor];
+      row_sums_[i] = Aligned((size_t)in.n * in.h * ((in.c + 15) / 16 * 16) + 64);
+    }
+    if (s.kind == Kind::kInput) held_frame_ = Aligned((size_t)t.pixels() * t.c + 64);
+  }
+  zeros_ = Aligned((size_t)program->zero_floats);
+}
+
+void State::reset() {
+  for (Mask& m : changed) m.clear();
+  for (Mask& m : sites) m.clear();
+  fresh = true;
+}
+
+float* State::at(int tensor) const {
+  const Tensor& t = program->tensors[(size_t)tensor];
+  return storage[(size_t)t.storage] + t.offset;
+}
+
+State::Scratch& State::scratch(int worker) { return *scratch_[(size_t)worker]; }
+
+// -- sites ------------------------------------------------------------------------------------------------
+
+void State::project(const Link& link, const Mask& from, const Tensor& tin, const Tensor& tout, Mask& to) {
+  if (!from.count) return;
+  const Kernels& k = *program->k;
+  if (link.how == Reads::kSame) {
+    for (int r = 0; r < from.rows; ++r)
+      if (from.row_any[(size_t)r]) {
+        k.or_into(from.bits.data() + (size_t)r * from.width, to.bits.data() + (size_t)r * to.width, to.width);
+        to.row_any[(size_t)r] = 1;
+      }
+    to.count = 1;
+    return;
+  }
+  if (link.how == Reads::kImage) {
+    for (int n = 0; n < tout.n; ++n) {
+      const int from_image = tin.n == 1 ? 0 : n;
+      bool any = false;
+      for (int r = 0; r < tin.h; ++r) any = any || from.row_any[(size_t)(from_image * tin.h + r)];
+      if (!any) continue;
+      std::memset(to.bits.data() + (size_t)n * tout.h * to.width, 1, (size_t)tout.h * to.width);
+      std::memset(to.row_any.data() + (size_t)n * tout.h, 1, (size_t)tout.h);
+      to.count = 1;
+    }
+    return;
+  }
+  const Axis &ay = program->axes[(size_t)link.rows], &ax = program->axes[(size_t)link.cols];
+  const size_t ow = (size_t)tout.w;
+  grow(row_or_, (size_t)tin.h * ow);
+  const int reach = ax.regular ? (ax.out - 1) * ax.stride + (ax.taps - 1) * ax.dilation + 1 : 0;
+  grow(row_in_, (size_t)reach + 64);
+  grow(row_tmp_, (size_t)reach + 64);
+  for (int n = 0; n < tout.n; ++n) {
+    // 1. each changed input row, spread along the columns
+    for (int r = 0; r < tin.h; ++r) {
+      const size_t row = (size_t)n * tin.h + r;
+      if (!from.row_any[row]) continue;
+      const uint8_t* in = from.bits.data() + row * from.width;
+      uint8_t* out = row_or_.data() + (size_t)r * ow;
+      if (ax.regular) {
+        const int lo = std::max(0, -ax.start), hi = std::min(reach, ax.in - ax.start);
+        if (lo > 0) std::memset(row_in_.data(), 0, (size_t)std::min(lo, reach));
+        if (hi > lo) std::memcpy(row_in_.data() + lo, in + ax.start + lo, (size_t)(hi - lo));
+        if (hi < reach) std::memset(row_in_.data() + std::max(hi, 0), 0, (size_t)(reach - std::max(hi, 0)));
+        k.or_row(row_in_.data(), ax.taps, ax.dilation, ax.stride, ax.out, row_tmp_.data(), out);
+      } else {
+        for (int x = 0; x < ax.out; ++x) {
+          uint8_t any = 0;
+          for (int j = 0; j < ax.taps; ++j) {
+            const int at = ax.index[(size_t)x * ax.taps + j];
+            if (at >= 0) any |= in[at];
+          }
+          out[x] = any;
+        }
+      }
+    }
+    // 2. each output row gathers the rows that it reads
+    for (int y = 0; y < ay.out; ++y) {
+      const size_t row = (size_t)n * tout.h + y;
+      for (int j = 0; j < ay.taps; ++j) {
+        const int r = ay.index[(size_t)y * ay.taps + j];
+        if (r < 0 || !from.row_any[(size_t)n * tin.h + r]) continue;
+        k.or_into(row_or_.data() + (size_t)r * ow, to.bits.data() + row * ow, (int)ow);
+        to.row_any[row] = 1;
+        to.count = 1;
+      }
+    }
+  }
+}
+
+// Fills sites[step]; false if there is nothing to do. Afterwards sites.count is only known to be non-zero: listing makes it exact.
+bool State::find_sites(int step) {
+  const Step& s = program->steps[(size_t)step];
+  const Tensor& tout = program->tensors[(size_t)s.out];
+  Mask& to = sites[(size_t)step];
+  changed[(size_t)tout.mask].clear();
+  if (forced[(size_t)step]) return to.count > 0;
+  if (fresh) {
+    to.fill();
+    return true;
+  }
+  to.clear();
+  for (const Link& l : s.links) {
+    const Tensor& tin = program->tensors[(size_t)l.tensor];
+    project(l, changed[(size_t)tin.mask], tin, tout, to);
+  }
+  if (s.residual >= 0) {
+    const Tensor& tin = program->tensors[(size_t)s.residual];
+    project(Link{s.residual, Reads::kSame, -1, -1}, changed[(size_t)tin.mask], tin, tout, to);
+  }
+  return to.count > 0;
+}
+
+void State::list_sites(int step) {
+  Mask& m = sites[(size_t)step];
+  const Tensor& t = program->tensors[(size_t)program->steps[(size_t)step].out];
+  list_.resize((size_t)t.pixels());
+  int n = 0;
+  for (int r = 0; r < m.rows; ++r)
+    if (m.row_any[(size_t)r])
+      n += program->k->list_row(m.bits.data() + (size_t)r * m.width, 0, m.width, r * m.width, (uint16_t)(r % t.h), list_.data() + n);
+  list_.resize((size_t)n);
+  m.count = n;
+}
+
+// Convolutions list their sites by phase (transposed) or by whether the window lies inside the row (merged rows).
+void State::list_categories(int step) {
+  const Step& s = program->steps[(size_t)step];
+  const Tensor& t = program->tensors[(size_t)s.out];
+  Mask& m = sites[(size_t)step];
+  const size_t wanted = s.merged_rows ? 2 : s.phases.size();
+  grow(categories_, wanted);
+  if (wanted == 1) {
+    list_sites(step);
+    std::swap(categories_[0], list_);
+    return;
+  }
+  for (size_t i = 0; i < wanted; ++i) categories_[i].resize((size_t)t.pixels());
+  std::vector<int> n(wanted, 0);
+  list_.resize((size_t)t.w);
+  for (int r = 0; r < m.rows; ++r) {
+    if (!m.row_any[(size_t)r]) continue;
+    const uint8_t* bits = m.bits.data() + (size_t)r * m.width;
+    const uint16_t y = (uint16_t)(r % t.h);
+    const int32_t index0 = r * m.width;
+    if (s.merged_rows) {
+      const auto& list_row = program->k->list_row;
+      n[0] += list_row(bits, 0, s.inner_x0, index0, y, categories_[0].data() + n[0]);
+      n[1] += list_row(bits, s.inner_x0, s.inner_x1, index0, y, categories_[1].data() + n[1]);
+      n[0] += list_row(bits, s.inner_x1, m.width, index0, y, categories_[0].data() + n[0]);
+    } else {
+      const int found = program->k->list_row(bits, 0, m.width, index0, y, list_.data());
+      for (int i = 0; i < found; ++i) {
+        const Site at = list_[(size_t)i];
+        const size_t phase = (size_t)((at.y % s.period_y) * s.period_x + at.x % s.period_x);
+        categories_[phase][(size_t)n[phase]++] = at;
+      }
+    }
+  }
+  m.count = 0;
+  for (size_t i = 0; i < wanted; ++i) {
+    categories_[i].resize((size_t)n[i]);
+    m.count += n[i];
+  }
+}
+
+// -- publishing --------------------------------------------------------------------------------------------
+
+Publish State::publisher(int step) const {
+  const Step& s = program->steps[(size_t)step];
+  const Tensor& t = program->tensors[(size_t)s.out];
+  Publish p;
+  p.act = s.act;
+  p.p0 = s.p0;
+  p.p1 = s.p1;
+  p.slope = s.slope.data;
+  if (s.residual >= 0) {
+    p.residual = at(s.residual);
+    p.residual_ld = program->tensors[(size_t)s.residual].ld;
+    p.residual_after_act = s.residual_after_act;
+  }
+  p.threshold = threshold[(size_t)step];
+  p.mode = fresh ? kAlways : p.threshold > 0 ? kWithin : kExact;
+  p.norm = norm;
+  p.held = at(s.out);
+  p.ld = t.ld;
+  p.c = t.c;
+  return p;
+}
+
+void State::finish(int step, const Publish& pub, float* rows, int ldr, const Site* list, int n, uint8_t* flags) {
+  const int total = program->k->publish(pub, rows, ldr, list, n, flags);
+  if (!total) return;
+  Mask& m = changed[(size_t)program->tensors[(size_t)program->steps[(size_t)step].out].mask];
+  for (int i = 0; i < n; ++i)
+    if (flags[i]) {
+      m.bits[(size_t)list[i].index] = 1;
+      mark(m.row_any[(size_t)(list[i].index / m.width)]);
+    }
+  __atomic_fetch_add(&m.count, (int64_t)total, __ATOMIC_RELAXED);
+}
+
+// Splits list_ into chunks; compute(sites, count, rows, ldr, scratch) fills one row of channels per site.
+template <class F>
+void State::for_chunks(int step, int64_t work_per_site, F&& compute) {
+  const Tensor& t = program->tensors[(size_t)program->steps[(size_t)step].out];
+  const Publish pub = publisher(step);
+  const int ldr = (t.c + 15) / 16 * 16, n = (int)list_.size();
+  const int chunk = std::clamp(32768 / ldr, 8, 64);
+  auto body = [&](int i, int worker) {
+    Scratch& s = scratch(worker);
+    float* rows = s.row_space((size_t)chunk * ldr + 64);
+    grow(s.flags, (size_t)chunk);
+    const int from = i * chunk, count = std::min(chunk, n - from);
+    compute(list_.data() + from, count, rows, ldr, s);
+    finish(step, pub, rows, ldr, list_.data() + from, count, s.flags.data());
+  };
+  const int items = (n + chunk - 1) / chunk;
+  if (work_per_site * n < kSerialWork)
+    for (int i = 0; i < items; ++i) body(i, 0);
+  else
+    Pool::instance().run(items, body);
+}
+
+// -- convolution ------------------------------------------------------------------------------------------------
+
+void State::fill_taps(const Step& s, int phase, bool merged, const Site* list, int n, const float** taps) const {
+  const Link& l = s.links[0];
+  const Tensor &tin = program->tensors[(size_t)l.tensor], &tout = program->tensors[(size_t)s.out];
+  const float* base = at(l.tensor);
+  const int64_t ld = tin.ld;
+  if (l.how == Reads::kSame) {
+    for (int i = 0; i < n; ++i) taps[i] = base + (int64_t)list[i].index * ld;
+    return;
+  }
+  const Axis &ay = program->axes[(size_t)l.rows], &ax = program->axes[(size_t)l.cols];
+  const Phase& p = s.phases[(size_t)phase];
+  const int per_image = tout.h * tout.w;
+  const int ny = (int)p.ky.size(), nx = (int)p.kx.size();
+  const float* zero = zeros_.data;
+  for (int i = 0; i < n; ++i) {
+    const Site at = list[i];
+    const float* image = tin.n == 1 ? base : base + (int64_t)(at.index / per_image) * tin.h * tin.w * ld;
+    const int32_t* rows = ay.index.data() + (size_t)at.y * ay.taps;
+    const int32_t* cols = ax.index.data() + (size_t)at.x * ax.taps;
+    for (int j = 0; j < ny; ++j) {
+      const int r = rows[p.ky[(size_t)j]];
+      const float* line = image + (int64_t)r * tin.w * ld;
+      if (merged) {
+        *taps++ = r < 0 ? zero : line + cols[0] * ld;
+      } else {
+        for (int m = 0; m < nx; ++m) {
+          const int c = cols[p.kx[(size_t)m]];
+          *taps++ = (r < 0 || c < 0) ? zero : line + c * ld;
+        }
+      }
+    }
+  }
+}
+
+void State::conv_group(const Step& s, int phase, bool merged, const std::vector<Site>& list, const Publish& pub, int step) {
+  const Kernels& k = *program->k;
+  const Phase& p = s.phases[(size_t)phase];
+  const int n = (int)list.size();
+  const int ntaps = (int)(merged ? p.ky.size() : p.ky.size() * p.kx.size());
+  const int run = merged ? s.kw * s.cin : s.cin;
+  const int64_t depth = (int64_t)ntaps * run;
+  const int panels = (int)p.panels.size();
+  const int threads = Pool::instance().threads();
+  const bool parallel = threads > 1 && depth * s.ldo * n >= kSerialWork;
+  int block = kChunk;
+  if (depth * s.ldo * 4 > kSmallWeights) block = std::clamp((1 << 18) / s.ldo, kChunk, 2048);
+  block = std::min(block, std::max(kChunk, 16384 / std::max(ntaps, 1)));
+  bool by_panel = false;
+  if (parallel && n < block * 2 * threads) {
+    if (n >= 64 * threads) block = std::max(32, (n + 2 * threads - 1) / (2 * threads));
+    else if (panels >= threads && !s.panels_overlap) by_panel = true;
+    else block = std::max(6, (n + threads - 1) / threads);
+  }
+  auto tile = [&](const Panel& panel, const float* const* taps, int pixels, float* out) {
+    k.conv(ConvTile{taps, panel.shift, pixels, ntaps, run, panel.vectors, s.weights.data + panel.weights, s.bias.data + panel.bias,
+                    out + panel.c0, s.ldo});
+  };
+  if (by_panel) {
+    grow(big_rows_, (size_t)n * s.ldo + 64);
+    grow(big_taps_, (size_t)n * ntaps + 1);
+    grow(big_flags_, (size_t)n);
+    fill_taps(s, phase, merged, list.data(), n, big_taps_.data());
+    Pool::instance().run(panels, [&](int i, int) { tile(p.panels[(size_t)i], big_taps_.data(), n, big_rows_.data); });
+    finish(step, pub, big_rows_.data, s.ldo, list.data(), n, big_flags_.data());
+    return;
+  }
+  const int blocks = (n + block - 1) / block;
+  const int even = (n + blocks - 1) / blocks;
+  auto body = [&](int b, int worker) {
+    Scratch& w = scratch(worker);
+    const int from = b * even, count = std::min(even, n - from);
+    if (count <= 0) return;
+    float* rows = w.row_space((size_t)even * s.ldo + 64);
+    grow(w.taps, (size_t)even * ntaps + 1);
+    grow(w.flags, (size_t)even);
+    fill_taps(s, phase, merged, list.data() + from, count, w.taps.data());
+    for (const Panel& panel : p.panels)
+      for (int c = 0; c < count; c += kChunk)
+        tile(panel, w.taps.data() + (size_t)c * ntaps, std::min(kChunk, count - c), rows + (size_t)c * s.ldo);
+    finish(step, pub, rows, s.ldo, list.data() + from, count, w.flags.data());
+  };
+  if (parallel) Pool::instance().run(blocks, body);
+  else
+    for (int b = 0; b < blocks; ++b) body(b, 0);
+}
+
+void State::run_conv(int step) {
+  const Step& s = program->steps[(size_t)step];
+  list_categories(step);
+  const Publish pub = publisher(step);
+  const size_t count = s.merged_rows ? 2 : s.phases.size();
+  for (size_t i = 0; i < count; ++i)
+    if (!categories_[i].empty()) conv_group(s, s.merged_rows ? 0 : (int)i, s.merged_rows && i == 1, categories_[i], pub, step);
+}
+
+void State::run_depthwise(int step) {
+  const Step& s = program->steps[(size_t)step];
+  list_sites(step);
+  const Link& l = s.links[0];
+  const Tensor &tin = program->tensors[(size_t)l.tensor], &tout = program->tensors[(size_t)s.out];
+  const Axis &ay = program->axes[(size_t)l.rows], &ax = program->axes[(size_t)l.cols];
+  const float* base = at(l.tensor);
+  const float* zero = zeros_.data;
+  const int64_t ld = tin.ld;
+  const Kernels& k = *program->k;
+  constexpr int kLongest = 16;  // so that zero_floats covers a run of padding rows
+  for_chunks(step, (int64_t)s.kh * s.kw * tout.c, [&](const Site* list, int n, float* rows, int ldr, Scratch& w) {
+    grow(w.taps, (size_t)s.kh * s.kw);
+    const float** taps = w.taps.data();
+    for (int i = 0; i < n;) {
+      const Site at = list[i];
+      const float* image = tin.n == 1 ? base : base + (int64_t)(at.index / (tout.h * tout.w)) * tin.h * tin.w * ld;
+      const int32_t* ry = ay.index.data() + (size_t)at.y * ay.taps;
+      const int32_t* cx = ax.index.data() + (size_t)at.x * ax.taps;
+      if (at.x >= s.inner_x0 && at.x < s.inner_x1) {
+        int count = 1;
+        while (count < kLongest && i + count < n && list[i + count].index == at.index + count && at.x + count < s.inner_x1 &&
+               list[i + count].y == at.y)
+          ++count;
+        for (int j = 0; j < s.kh; ++j) taps[j] = ry[j] < 0 ? zero : image + ((int64_t)ry[j] * tin.w + cx[0]) * ld;
+        DepthwiseRun run{taps, count, (int)ld, ax.stride, s.weights.data, s.cpad, s.bias.data, rows + (int64_t)i * ldr, ldr, tout.c};
+        if (k.depthwise_run(s.kh, s.kw, run)) {
+          i += count;
+          continue;
+        }
+      }
+      int t = 0;
+      for (int j = 0; j < s.kh; ++j)
+        for (int m = 0; m < s.kw; ++m)
+          taps[t++] = (ry[j] < 0 || cx[m] < 0) ? zero : image + ((int64_t)ry[j] * tin.w + cx[m]) * ld;
+      k.depthwise_pixel(taps, t, s.weights.data, s.cpad, s.bias.data, rows + (int64_t)i * ldr, tout.c);
+      ++i;
+    }
+  });
+}
+
+void State::run_windows(int step) {
+  const Step& s = program->steps[(size_t)step];
+  list_sites(step);
+  const Link& l = s.links[0];
+  const Tensor &tin = program->tensors[(size_t)l.tensor], &tout = program->tensors[(size_t)s.out];
+  const Axis &ay = program->axes[(size_t)l.rows], &ax = program->axes[(size_t)l.cols];
+  const float* base = at(l.tensor);
+  const bool max = s.kind == Kind::kMaxPool;
+  const Kernels& k = *program->k;
+  for_chunks(step, (int64_t)ay.taps * ax.taps * tout.c, [&](const Site* list, int n, float* rows, int ldr, Scratch& w) {
+    grow(w.taps, (size_t)ay.taps * ax.taps);
+    for (int i = 0; i < n; ++i) {
+      const Site at = list[i];
+      const float* image = tin.n == 1 ? base : base + (int64_t)(at.index / (tout.h * tout.w)) * tin.h * tin.w * tin.ld;
+      int t = 0;
+      for (int j = 0; j < ay.taps; ++j)
+        for (int m = 0; m < ax.taps; ++m) {
+          const int r = ay.index[(size_t)at.y * ay.taps + j], c = ax.index[(size_t)at.x * ax.taps + m];
+          if (r < 0 || c < 0) {
+            if (!max) w.taps[(size_t)t++] = zeros_.data;
+          } else {
+            w.taps[(size_t)t++] = image + ((int64_t)r * tin.w + c) * tin.ld;
+          }
+        }
+      float* out = rows + (int64_t)i * ldr;
+      if (max) {
+        if (t) k.max_pixel(w.taps.data(), t, out, tout.c);
+        else std::fill(out, out + ldr, -INFINITY);
+      } else {
+        const float d = s.divisor != 0 ? s.divisor : s.div_y[at.y] * s.div_x[at.x];
+        k.weighted_pixel(w.taps.data(), ay.taps, ax.taps, s.wy.data() + (size_t)at.y * ay.taps, s.wx.data() + (size_t)at.x * ax.taps, d,
+                         out, tout.c);
+      }
+    }
+  });
+}
+
+void State::run_elementwise(int step) {
+  const Step& s = program->steps[(size_t)step];
+  list_sites(step);
+  const Tensor& tout = program->tensors[(size_t)s.out];
+  const Kernels& k = *program->k;
+  auto operand = [&](int i, const Site& site, float* splat) -> const float* {
+    const Tensor& t = program->tensors[(size_t)s.links[(size_t)i].tensor];
+    const int64_t image = site.index / (tout.h * tout.w);
+    const int64_t pixel = ((t.n == 1 ? 0 : image) * t.h + (t.h == 1 ? 0 : site.y)) * t.w + (t.w == 1 ? 0 : site.x);
+    const float* x = at(s.links[(size_t)i].tensor) + pixel * t.ld;
+    if (t.c == tout.c) return x;
+    std::fill(splat, splat + tout.c, x[0]);
+    return splat;
+  };
+  for_chunks(step, 2 * tout.c, [&](const Site* list, int n, float* rows, int ldr, Scratch& w) {
+    if (s.kind == Kind::kPointwise) {
+      const Tensor& t = program->tensors[(size_t)s.links[0].tensor];
+      const float* x = at(s.links[0].tensor);
+      for (int i = 0; i < n; ++i) {
+        const float* from = x + (int64_t)list[i].index * t.ld;
+        if (s.weights.size) k.affine_pixel(from, s.weights.data, s.bias.data, rows + (int64_t)i * ldr, tout.c);
+        else std::memcpy(rows + (int64_t)i * ldr, from, sizeof(float) * (size_t)tout.c);
+      }
+      return;
+    }
+    // a row of its own for each broadcast operand, behind the chunk's rows
+    grow(w.taps, 1);
+    static thread_local std::vector<float> splat;
+    grow(splat, 2 * (size_t)ldr + 128);
+    for (int i = 0; i < n; ++i)
+      k.binary_pixel(s.op, operand(0, list[i], splat.data()), operand(1, list[i], splat.data() + ldr + 64), rows + (int64_t)i * ldr, tout.c);
+  });
+}
+
+void State::run_gather(int step) {
+  const Step& s = program->steps[(size_t)step];
+  list_sites(step);
+  const Tensor& tout = program->tensors[(size_t)s.out];
+  for_chunks(step, tout.c, [&](const Site* list, int n, float* rows, int ldr, Scratch&) {
+    for (int i = 0; i < n; ++i) {
+      const Site site = list[i];
+      float* out = rows + (int64_t)i * ldr;
+      std::fill(out, out + tout.c, s.fill);
+      for (const GatherPart& part : s.parts) {
+        const Link& l = s.links[(size_t)part.link];
+        const Tensor& t = program->tensors[(size_t)l.tensor];
+        int r = site.y, c = site.x;
+        if (l.how == Reads::kWindow) {
+          r = program->axes[(size_t)l.rows].index[site.y];
+          c = program->axes[(size_t)l.cols].index[site.x];
+        }
+        if (r < 0 || c < 0) continue;
+        const int64_t image = site.index / (tout.h * tout.w);
+        const float* from = at(l.tensor) + ((image * t.h + r) * t.w + c) * t.ld;
+        for (const ChannelRun& run : part.runs[(size_t)((site.y % part.period_y) * part.period_x + site.x % part.period_x)])
+          std::memcpy(out + run.dst, from + run.src, sizeof(float) * (size_t)run.length);
+      }
+    }
+  });
+}
+
+// Mean over the map. Sums of rows are kept, so that only rows with changes are read again; the order of additions never changes.
+void State::run_mean(int step) {
+  const Step& s = program->steps[(size_t)step];
+  list_sites(step);
+  const Tensor &tin = program->tensors[(size_t)s.links[0].tensor], &tout = program->tensors[(size_t)s.out];
+  const Mask& m = changed[(size_t)tin.mask];
+  const int pad = (tin.c + 15) / 16 * 16;
+  float* sums = row_sums_[(size_t)step].data;
+  const float* x = at(s.links[0].tensor);
+  std::vector<int> rows;
+  for (const Site& site : list_)
+    for (int r = site.index * tin.h; r < (site.index + 1) * tin.h; ++r)
+      if (fresh || m.row_any[(size_t)r]) rows.push_back(r);
+  auto body = [&](int i, int) {
+    const int r = rows[(size_t)i];
+    program->k->sum_row(x + (int64_t)r * tin.w * tin.ld, tin.w, tin.ld, sums + (int64_t)r * pad, tin.c);
+  };
+  if ((int64_t)rows.size() * tin.w * tin.c < kSerialWork)
+    for (int i = 0; i < (int)rows.size(); ++i) body(i, 0);
+  else
+    Pool::instance().run((int)rows.size(), body);
+  const double scale = 1.0 / ((double)tin.h * tin.w);
+  for_chunks(step, (int64_t)tin.h * tout.c, [&](const Site* list, int n, float* out, int ldr, Scratch&) {
+    std::vector<double> total((size_t)tout.c);
+    for (int i = 0; i < n; ++i) {
+      std::fill(total.begin(), total.end(), 0.0);
+      for (int r = list[i].index * tin.h; r < (list[i].index + 1) * tin.h; ++r)
+        for (int c = 0; c < tout.c; ++c) total[(size_t)c] += sums[(int64_t)r * pad + c];
+      for (int c = 0; c < tout.c; ++c) out[(int64_t)i * ldr + c] = (float)(total[(size_t)c] * scale);
+    }
+  });
+}
+
+// -- the frame --------------------------------------------------------------------------------------------------
+
+// A position stays only if at least 5 of its 5x5 neighbourhood changed, and joins if so: specks go, rims of real changes come in.
+void State::filter_vote(Mask& m) const {
+  const Tensor& t = program->tensors[(size_t)program->steps[0].out];
+  std::vector<uint8_t> across(m.bits.size()), out(m.bits.size(), 0);
+  for (int r = 0; r < m.rows; ++r)
+    for (int x = 0; x < t.w; ++x) {
+      int n = 0;
+      for (int j = std::max(0, x - 2); j <= std::min(t.w - 1, x + 2); ++j) n += m.bits[(size_t)r * t.w + j];
+      across[(size_t)r * t.w + x] = (uint8_t)n;
+    }
+  for (int n = 0; n < t.n; ++n)
+    for (int y = 0; y < t.h; ++y)
+      for (int x = 0; x < t.w; ++x) {
+        int votes = 0;
+        for (int j = std::max(0, y - 2); j <= std::min(t.h - 1, y + 2); ++j) votes += across[((size_t)n * t.h + j) * t.w + x];
+        out[((size_t)n * t.h + y) * t.w + x] = votes >= 5;
+      }
+  m.bits.swap(out);
+}
+
+// Aligned 8x8 blocks change as a whole: the grain in which video codecs make their errors.
+void State::filter_block(Mask& m) const {
+  const Tensor& t = program->tensors[(size_t)program->steps[0].out];
+  for (int n = 0; n < t.n; ++n)
+    for (int y0 = 0; y0 < t.h; y0 += 8)
+      for (int x0 = 0; x0 < t.w; x0 += 8) {
+        const int y1 = std::min(t.h, y0 + 8), x1 = std::min(t.w, x0 + 8);
+        uint8_t any = 0;
+        for (int y = y0; y < y1; ++y)
+          for (int x = x0; x < x1; ++x) any |= m.bits[((size_t)n * t.h + y) * t.w + x];
+        if (any)
+          for (int y = y0; y < y1; ++y) std::memset(m.bits.data() + ((size_t)n * t.h + y) * t.w + x0, 1, (size_t)(x1 - x0));
+      }
+}
+
+bool State::begin(const Frame& f) {
+  const Step& s = program->steps[0];
+  if (s.kind != Kind::kInput) throw std::logic_error("the first step must be the input");
+  const Tensor& t = program->tensors[(size_t)s.out];
+  while ((int)scratch_.size() < std::max(64, Pool::instance().threads())) scratch_.push_back(std::make_unique<Scratch>());
+  Mask& m = changed[(size_t)t.mask];
+  const Kernels& k = *program->k;
+  m.clear();
+  sites[0].clear();
+  const int64_t plane = (int64_t)t.h * t.w;
+  const float limit = threshold[0];
+  const int mode = fresh ? kAlways : limit > 0 ? kWithin : kExact;
+  auto rows_in = [&](int r) { return f.data + (r / t.h) * f.image + (r % t.h) * f.row; };
+  auto rows_held = [&](int r) { return held_frame_.data + (r / t.h) * plane * t.c + (int64_t)(r % t.h) * t.w; };
+  std::atomic<bool> bad{false};
+  constexpr int kRows = 16;
+  const int items = (m.rows + kRows - 1) / kRows;
+  auto compare = [&](int i, int) {
+    for (int r = i * kRows; r < std::min(m.rows, (i + 1) * kRows); ++r) {
+      const float* x = rows_in(r);
+      const float* held = rows_held(r);
+      if (mode == kExact) {  // most rows of a still frame are equal: find out at the speed of memory
+        bool same = true;
+        for (int c = 0; c < t.c && same; ++c) same = k.equal(x + c * f.plane, held + c * plane, t.w);
+        if (same) continue;
+      }
+      uint8_t* bits = m.bits.data() + (size_t)r * t.w;
+      k.diff_row(x, f.plane, held, plane, t.c, t.w, mode, norm, limit, bits);
+      if (!k.count(bits, t.w)) continue;
+      m.row_any[(size_t)r] = 1;
+      for (int c = 0; c < t.c; ++c)
+        if (!k.all_finite(x + c * f.plane, t.w)) bad.store(true, std::memory_order_relaxed);
+    }
+  };
+  Pool::instance().run(items, compare);
+  m.count = 1;
+  if (bad.load()) {
+    m.clear();
+    return false;
+  }
+  if (filter != Filter::kNone && mode != kAlways) {
+    filter == Filter::kVote ? filter_vote(m) : filter_block(m);
+    for (int r = 0; r < m.rows; ++r) m.row_any[(size_t)r] = k.count(m.bits.data() + (size_t)r * t.w, t.w) > 0;
+  }
+  float* out = at(s.out);
+  std::atomic<int64_t> total{0};
+  auto write = [&](int i, int) {
+    int64_t n = 0;
+    for (int r = i * kRows; r < std::min(m.rows, (i + 1) * kRows); ++r) {
+      if (!m.row_any[(size_t)r]) continue;
+      const uint8_t* bits = m.bits.data() + (size_t)r * t.w;
+      const float* x = rows_in(r);
+      float* held = rows_held(r);
+      float* pixels = out + (int64_t)r * t.w * t.ld;
+      for (int p = 0; p < t.w; ++p) {
+        if (!bits[p]) continue;
+        ++n;
+        for (int c = 0; c < t.c; ++c) pixels[(int64_t)p * t.ld + c] = held[c * plane + p] = x[c * f.plane + p];
+      }
+    }
+    total.fetch_add(n, std::memory_order_relaxed);
+  };
+  Pool::instance().run(items, write);
+  m.count = total.load();
+  if (!m.count) m.row_any.assign(m.row_any.size(), 0);
+  sites[0].bits = m.bits;
+  sites[0].row_any = m.row_any;
+  sites[0].count = m.count;
+  return true;
+}
+
+// -- running ----------------------------------------------------------------------------------------------------
+
+void State::run(int first, int last) {
+  for (int i = first; i < last; ++i) {
+    const Step& s = program->steps[(size_t)i];
+    if (s.kind == Kind::kInput || s.kind == Kind::kExternal) continue;
+    if (!find_sites(i)) continue;
+    switch (s.kind) {
+      case Kind::kConv: run_conv(i); break;
+      case Kind::kDepthwise: run_depthwise(i); break;
+      case Kind::kMaxPool:
+      case Kind::kWeighted: run_windows(i); break;
+      case Kind::kPointwise:
+      case Kind::kBinary: run_elementwise(i); break;
+      case Kind::kGather: run_gather(i); break;
+      case Kind::kMean: run_mean(i); break;
+      case Kind::kUnion: {
+        Mask &to = changed[(size_t)program->tensors[(size_t)s.out].mask], &from = sites[(size_t)i];
+        to.bits = from.bits;
+        to.row_any = from.row_any;
+        to.count = from.count = program->k->count(from.bits.data(), (int64_t)from.bits.size());
+        break;
+      }
+      default: break;
+    }
+  }
+}
+
+void State::skip_external(int step) {
+  changed[(size_t)program->tensors[(size_t)program->steps[(size_t)step].out].mask].clear();
+  sites[(size_t)step].clear();
+}
+
+void State::publish_external(int step, const float* data, int64_t sn, int64_t sc, int64_t sh, int64_t sw) {
+  const Tensor& t = program->tensors[(size_t)program->steps[(size_t)step].out];
+  changed[(size_t)t.mask].clear();
+  sites[(size_t)step].fill();
+  list_sites(step);
+  for_chunks(step, t.c, [&](const Site* list, int n, float* rows, int ldr, Scratch&) {
+    for (int i = 0; i < n; ++i) {
+      const float* x = data + (list[i].index / (t.h * t.w)) * sn + list[i].y * sh + list[i].x * sw;
+      for (int c = 0; c < t.c; ++c) rows[(int64_t)i * ldr + c] = x[c * sc];
+    }
+  });
+}
+
+double State::tensor_std(int tensor) const {
+  const Tensor& t = program->tensors[(size_t)tensor];
+  const float* x = at(tensor);
+  double sum = 0, squares = 0;
+  for (int64_t p = 0; p < t.pixels(); ++p, x += t.ld) {
+    float s = 0, q = 0;
+    for (int c = 0; c < t.c; ++c) {
+      s += x[c];
+      q += x[c] * x[c];
+    }
+    sum += s;
+    squares += q;
+  }
+  const double n = (double)t.pixels() * t.c, mean = sum / n;
+  return std::sqrt(std::max(0.0, squares / n - mean * mean));
+}
+
+int64_t State::bytes() const {
+  int64_t total = (int64_t)(zeros_.size + held_frame_.size + big_rows_.size) * 4;
+  auto vec = [&](const auto& v) { total += (int64_t)(v.capacity() * sizeof(v[0])); };
+  for (const auto* masks : {&changed, &sites})
+    for (const Mask& m : *masks) {
+      vec(m.bits);
+      vec(m.row_any);
+    }
+  for (const auto& s : scratch_) {
+    total += (int64_t)s->rows.size * 4;
+    vec(s->taps);
+    vec(s->flags);
+  }
+  for (const auto& c : categories_) vec(c);
+  for (const Aligned& a : row_sums_) total += (int64_t)a.size * 4;
+  vec(list_);
+  vec(row_or_);
+  vec(row_in_);
+  vec(row_tmp_);
+  vec(big_taps_);
+  vec(big_flags_);
+  return total;
+}
+
+}  // namespace sightline

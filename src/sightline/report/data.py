@@ -1,0 +1,225 @@
+"""What a streaming job measured, as plain data: the same numbers for JSON, for the HTML page and for the closing table.
+
+What belongs here: the records, their sums, and the sentences that follow from them. What does not: torch, drawing, HTML.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SCHEMA_VERSION = 1
+"""Version of the JSON; raised when a key changes its meaning or goes."""
+
+
+@dataclass
+class FrameRecord:
+    """One streamed frame.
+
+    Attributes:
+        index: position in the source.
+        seconds: time of the network alone, without decoding and drawing.
+        input_density: share of the input positions that counted as changed, 0 to 1.
+        mac_share: multiply-accumulates done, as a share of the dense network's, 0 to 1.
+        note: what was found in it, in a few words.
+    """
+
+    index: int
+    seconds: float
+    input_density: float
+    mac_share: float
+    note: str = ""
+
+
+@dataclass
+class SampleRecord:
+    """One frame on which the dense network ran too.
+
+    Attributes:
+        index: position in the source.
+        dense_seconds, streamed_seconds: times of both on this frame.
+        relative_l2: L2 norm of the difference of all outputs over that of the dense ones.
+        max_abs: largest absolute difference.
+        agreement: what the task counted on this frame.
+    """
+
+    index: int
+    dense_seconds: float
+    streamed_seconds: float
+    relative_l2: float
+    max_abs: float
+    agreement: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class MeasureRecord:
+    """One number of the task's over all samples.
+
+    Attributes:
+        key: name in JSON.
+        label: name in tables.
+        value: the number.
+        text: the number as tables show it.
+    """
+
+    key: str
+    label: str
+    value: float
+    text: str
+
+
+@dataclass
+class RunReport:
+    """Everything that a job measured.
+
+    Attributes:
+        title: one line.
+        source: name, kind, width, height, fps of what was read.
+        model: name, input width and height, task.
+        settings: what the user chose, name to value.
+        versions: name to version, and the machine.
+        frames: one record per streamed frame, in order; the first one is computed whole.
+        layers: rows of ``stream.explain()``: site, kind, executor, density, macs, share, note.
+        samples: frames compared with the dense network; empty without a comparison.
+        measures: the task's numbers over the samples.
+        dense_engine: what ran the dense network.
+        macs_dense: multiply-accumulates of one dense frame.
+        state_bytes: memory that the stream holds.
+        wall_seconds: the whole job, with decoding, drawing and writing.
+        warnings: what went wrong without stopping the job.
+        interrupted: whether the user stopped it early.
+        outputs: kind of file to path.
+    """
+
+    title: str
+    source: dict[str, Any]
+    model: dict[str, Any]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    frames: list[FrameRecord] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[SampleRecord] = field(default_factory=list)
+    measures: list[MeasureRecord] = field(default_factory=list)
+    dense_engine: str = ""
+    macs_dense: float = 0.0
+    state_bytes: int = 0
+    wall_seconds: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+    interrupted: bool = False
+    outputs: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def steady(self) -> list[FrameRecord]:
+        """The frames after the first, which is computed whole; all of them if there is only one."""
+        return self.frames[1:] or self.frames
+
+    @property
+    def input_density(self) -> float:
+        """Mean share of changed input positions after the first frame."""
+        return _mean([frame.input_density for frame in self.steady])
+
+    @property
+    def mac_share(self) -> float:
+        """Mean share of the dense work after the first frame."""
+        return _mean([frame.mac_share for frame in self.steady])
+
+    @property
+    def streamed_seconds(self) -> float:
+        """Median time of the network per streamed frame, after the first."""
+        return _median([frame.seconds for frame in self.steady])
+
+    @property
+    def dense_seconds(self) -> float | None:
+        """Median time of the dense network per frame, over the samples."""
+        return _median([sample.dense_seconds for sample in self.samples]) if self.samples else None
+
+    @property
+    def speedup(self) -> float | None:
+        """Dense time over streamed time on the same frames (medians); None without a comparison."""
+        usable = [sample for sample in self.samples if self.frames and sample.index != self.frames[0].index] or self.samples
+        streamed = _median([sample.streamed_seconds for sample in usable])
+        return _median([sample.dense_seconds for sample in usable]) / streamed if usable and streamed > 0 else None
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: what streaming saved here, or that it does not pay."""
+        saved = f"Streaming left out {_percent(1 - self.mac_share)} of the network's multiply-accumulates after the first frame"
+        if self.speedup is None:
+            return saved + "."
+        if self.speedup < 1.0:
+            return (
+                f"Streaming does not pay here: it took {1 / self.speedup:.2f} times as long as the dense network "
+                f"although it left out {_percent(1 - self.mac_share)} of the multiply-accumulates."
+            )
+        return f"{saved} and ran {self.speedup:.1f} times as fast as the dense network on the same frames ({self.dense_engine})."
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Rows of the closing table, (name, value)."""
+        rows = [
+            ("frames", f"{len(self.frames)}{' (stopped early)' if self.interrupted else ''}"),
+            ("input changed", _percent(self.input_density)),
+            ("MACs saved", _percent(1 - self.mac_share)),
+            ("network, streamed", f"{1000 * self.streamed_seconds:.1f} ms a frame"),
+        ]
+        if self.dense_seconds is not None:
+            rows.append(("network, dense", f"{1000 * self.dense_seconds:.1f} ms a frame ({self.dense_engine})"))
+        if self.speedup is not None:
+            rows.append(("speed-up", f"{self.speedup:.2f}x"))
+        if self.samples:
+            rows.append(
+                (f"error on {len(self.samples)} frames", f"{_median([s.relative_l2 for s in self.samples]):.3g} relative L2 (median)")
+            )
+        rows.extend((measure.label, measure.text) for measure in self.measures)
+        if self.wall_seconds > 0:
+            rows.append(("whole job", f"{self.wall_seconds:.1f} s, {len(self.frames) / self.wall_seconds:.1f} frames a second"))
+        rows.append(("state held", f"{self.state_bytes / 2**20:.1f} MiB"))
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON types: the records, and under "summary" the numbers derived from them."""
+        table: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        table["summary"] = {
+            "frames": len(self.frames),
+            "input_density": self.input_density,
+            "mac_share": self.mac_share,
+            "streamed_seconds_median": self.streamed_seconds,
+            "first_frame_seconds": self.frames[0].seconds if self.frames else None,
+            "dense_seconds_median": self.dense_seconds,
+            "speedup": self.speedup,
+            "relative_l2_median": _median([sample.relative_l2 for sample in self.samples]) if self.samples else None,
+            "relative_l2_max": max((sample.relative_l2 for sample in self.samples), default=None),
+            "max_abs_max": max((sample.max_abs for sample in self.samples), default=None),
+            "measures": {measure.key: measure.value for measure in self.measures},
+            "verdict": self.verdict,
+        }
+        return table
+
+    def to_json(self) -> str:
+        """The same as text."""
+        return json.dumps(_plain(self.to_dict()), indent=2, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's own types; JSON has no infinity and no NaN, so these become null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _mean(values: list[float]) -> float:
+    return statistics.fmean(values) if values else 0.0
+
+
+def _median(values: list[float]) -> float:
+    return statistics.median(values) if values else 0.0
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"

@@ -1,0 +1,433 @@
+"""`stream`: run a model on video and compute only what changed.
+
+What belongs here: what a stream promises to its user (frames, thresholds and their units, statistics). How a network is run
+belongs to the executors (`sightline.graph`).
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from sightline.errors import BackendError, CaptureError, DeviceError, DTypeError, ShapeError
+from sightline.explain import Explanation
+from sightline.graph import native
+from sightline.graph.capture import capture, load_exported
+from sightline.graph.executor import Executor
+from sightline.graph.ir import Graph
+from sightline.graph.lower import Lowered
+from sightline.graph.plan import Plan, Step, make_plan
+from sightline.graph.torch_executor import TorchExecutor
+from sightline.stats import FrameStats, Stats
+from sightline.thresholds import Thresholds
+
+if TYPE_CHECKING:
+    from sightline.graph.onnx_import import OnnxModel
+
+_Signature = tuple[tuple[int, ...], torch.dtype, torch.device]
+
+
+def stream(
+    model: nn.Module | Graph | OnnxModel | torch.export.ExportedProgram,
+    threshold: float | Mapping[str, float] = 0.0,
+    *,
+    threshold_unit: str = "std",
+    input_threshold: float | str | None = None,
+    norm: str = "rms",
+    noise: str | None = None,
+    aoi: object = None,
+    backend: str = "auto",
+    dtype: torch.dtype | None = None,
+    example: torch.Tensor | None = None,
+) -> Stream:
+    """Makes a function of a model that is called frame by frame and computes only what changed since the frame before.
+
+    Use it where a camera stands still or most of the picture does. It is not for unrelated images: each call then costs a little
+    more than the dense model. The first frame is computed densely.
+
+    Args:
+        model: an nn.Module that takes one float tensor (n, c, h, w); it is captured as in eval mode and never modified. Or a captured
+            `Graph`, an exported program (.pt2), or an `OnnxModel`. Weights are copied when the first frame comes: later changes
+            of the model are not seen.
+        threshold: a site counts as changed iff ``not (norm(new - held) <= threshold)``. One number >= 0 for all call sites, or a
+            mapping by name (missing names: 0). 0, the default, is exact.
+        threshold_unit: "std": in units of each map's own standard deviation on the first frame (0.03 is mild, 0.1 strong);
+            "absolute": in the map's own units.
+        input_threshold: the same for the frame itself; default: `threshold`, if that is one number. A string like "15abs" is
+            absolute whatever the unit.
+        norm: over the channels of a site: "rms" (default), "max" or "l2".
+        noise: which changes of the frame count. None: each pixel for itself. "block": aligned 8x8 blocks change as a whole, as codecs
+            make errors. "vote": a pixel counts iff 5 of its 5x5 neighbourhood changed; isolated specks are dropped, so single
+            pixels may then stay further than the threshold from the true frame.
+        aoi: not available yet; must be None.
+        backend: "auto" (native where it can, else torch), "native" or "torch".
+        dtype: element type to compute in; default: the frame's. The native executor computes in float32.
+        example: a tensor like the frames to come; if given, the model is captured now and not at the first frame.
+
+    Returns:
+        A `Stream`. ``stream(frame)`` returns what ``model(frame)`` returns.
+
+    Raises:
+        ValueError: an argument is outside its range.
+        CaptureError: the model cannot be captured.
+        BackendError: backend="native" cannot run this model here.
+
+    Exact when: every threshold is 0 and noise is not "vote"; the native executor is then bit-equal to its own dense run.
+    Cost: of each layer, the share of its sites that can have changed; one copy of every held map as state.
+    Source: hold-and-recompute, docs/design.md; compare CBinfer (arXiv 1704.04313) and DeltaCNN (arXiv 2203.03996).
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU())
+        >>> video = stream(model)
+        >>> frame = torch.rand(1, 3, 32, 32)
+        >>> first = video(frame)
+        >>> frame[:, :, 10:12, 10:12] += 1
+        >>> second = video(frame)
+        >>> video.stats.last.density["input"]
+        0.00390625
+        >>> bool(torch.allclose(second, model(frame), atol=1e-6))
+        True
+    """
+    return Stream(
+        model,
+        threshold,
+        threshold_unit=threshold_unit,
+        input_threshold=input_threshold,
+        norm=norm,
+        noise=noise,
+        aoi=aoi,
+        backend=backend,
+        dtype=dtype,
+        example=example,
+    )
+
+
+class Stream:
+    """One video through one model; made by `stream`.
+
+    Independent of every other stream; calls from several threads are taken one after the other.
+
+    Attributes:
+        thresholds: call-site name -> threshold, editable at any time; known once the first frame has come (or with `example`).
+        stats: counters of the last frame and of all frames since the last reset.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        threshold: float | Mapping[str, float] = 0.0,
+        *,
+        threshold_unit: str = "std",
+        input_threshold: float | str | None = None,
+        norm: str = "rms",
+        noise: str | None = None,
+        aoi: object = None,
+        backend: str = "auto",
+        dtype: torch.dtype | None = None,
+        example: torch.Tensor | None = None,
+    ) -> None:
+        _one_of("threshold_unit", threshold_unit, ("std", "absolute"))
+        _one_of("norm", norm, ("rms", "max", "l2"))
+        _one_of("noise", noise, (None, "vote", "block"))
+        _one_of("backend", backend, ("auto", "native", "torch"))
+        if aoi is not None:
+            raise BackendError("`aoi` is not available in this version; pass aoi=None.")
+        if dtype is not None and not dtype.is_floating_point:
+            raise DTypeError(f"`dtype` must be a floating-point type or None; got {dtype}.")
+        self._model = model
+        self._default: float | Mapping[str, float] = threshold if isinstance(threshold, Mapping) else _threshold("threshold", threshold)
+        self._input_threshold, self._input_absolute = _parse_input_threshold(input_threshold)
+        self._norm, self._noise, self._backend, self._dtype = norm, noise, backend, dtype
+        self._lock = threading.RLock()
+        self._signature: _Signature | None = None
+        self._plan: Plan | None = None
+        self._lowered: Lowered | None = None
+        self._executor: Executor | None = None
+        self._std: dict[Step, float] = {}
+        self._seen_version = -1
+        self.thresholds = Thresholds(unit=threshold_unit)
+        self.stats = Stats()
+        if example is not None:
+            self._prepare(self._checked(example))
+
+    def __repr__(self) -> str:
+        where = self._executor.name if self._executor is not None else "not captured yet"
+        return f"Stream({self._name()}, {where}, {self.stats.total.frames} frames)"
+
+    # -- frames -------------------------------------------------------------------------------------------------------
+
+    def __call__(self, frame: torch.Tensor) -> Any:
+        """Takes the next frame and returns what the model returns for it.
+
+        Args:
+            frame: float tensor (n, c, h, w), as for the model; same size, type and device as the frames before. Not modified. Batch
+                elements are independent videos.
+
+        Returns:
+            The model's outputs, as new tensors that belong to the caller, in the structure that the model returns.
+
+        Raises:
+            ShapeError, DTypeError, DeviceError: the frame does not fit the stream; call `reset` before a video of another size.
+            FrameError: the frame holds NaN or Inf. In all cases the stream stays as it was.
+        """
+        with self._lock, torch.no_grad():
+            frame = self._checked(frame)
+            if self._executor is None:
+                self._prepare(frame)
+            executor = self._executor
+            assert executor is not None
+            self._apply_thresholds()
+            first = executor.fresh
+            start = time.perf_counter()
+            executor.run(frame if self._dtype is None else frame.to(self._dtype))
+            outputs = self._outputs()
+            seconds = time.perf_counter() - start
+            if first:
+                self._std.clear()
+                self._seen_version = -1
+                self._apply_thresholds()
+            self._count(seconds)
+            return outputs
+
+    def _outputs(self) -> Any:
+        assert self._plan is not None
+        assert self._executor is not None
+        graph = self._plan.graph
+        values = [_own(self._executor.value(node)) for node in graph.outputs]
+        return values[0] if graph.output_tree is None else pytree.tree_unflatten(values, graph.output_tree)
+
+    def _count(self, seconds: float) -> None:
+        assert self._plan is not None
+        assert self._executor is not None
+        density: dict[str, float] = {}
+        done = 0
+        for step, count in self._executor.site_counts().items():
+            share = count / self._executor.positions(step)
+            density[step.name] = share
+            done += round(step.macs * share)
+        self.stats.add(FrameStats(1, density, done, self._plan.macs, seconds))
+
+    def _checked(self, frame: torch.Tensor) -> torch.Tensor:
+        if not isinstance(frame, torch.Tensor):
+            raise DTypeError(f"`frame` must be a torch.Tensor (n, c, h, w); got {type(frame).__name__}.")
+        if frame.dim() != 4 or 0 in frame.shape:
+            hint = " Add the batch axis with frame[None]." if frame.dim() == 3 else ""
+            raise ShapeError(f"`frame` must be (n, c, h, w) with no empty axis; got {tuple(frame.shape)}.{hint}")
+        if not frame.is_floating_point():
+            raise DTypeError(f"`frame` must be a float tensor, as the model takes it; got {frame.dtype}. Convert it, e.g. frame.float() / 255.")
+        if self._signature is not None:
+            shape, dtype, device = self._signature
+            if tuple(frame.shape) != shape:
+                raise ShapeError(
+                    f"`frame` has shape {tuple(frame.shape)}; this stream runs {shape}. Call reset() before a video of another size."
+                )
+            if frame.dtype != dtype:
+                raise DTypeError(f"`frame` is {frame.dtype}; this stream runs {dtype}. Convert it, or call reset() first.")
+            if frame.device != device:
+                raise DeviceError(f"`frame` lies on {frame.device}; this stream runs on {device}. Move it, or call reset() first.")
+        return frame.detach()
+
+    # -- capture --------------------------------------------------------------------------------------------------------
+
+    def _prepare(self, frame: torch.Tensor) -> None:
+        signature = (tuple(frame.shape), frame.dtype, frame.device)
+        if self._plan is None or self._signature_of_plan != signature:
+            plan = make_plan(self._capture(frame))
+            self._lowered = self._lower(plan)
+            self._plan, self._signature_of_plan = plan, signature
+        assert self._plan is not None
+        if self._lowered is not None:
+            self._executor = native.NativeExecutor(self._lowered, self._norm, self._noise)
+        else:
+            self._executor = TorchExecutor(self._plan, self._norm, self._noise)
+        self._signature = signature
+        self._seen_version = -1
+        self._init_thresholds()
+
+    _signature_of_plan: _Signature | None = None
+
+    def _capture(self, frame: torch.Tensor) -> Graph:
+        model = self._model
+        if isinstance(model, nn.Module):
+            parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
+            if parameter is not None and parameter.dtype != frame.dtype:
+                raise DTypeError(f"`frame` is {frame.dtype} but the model's weights are {parameter.dtype}. Convert one of them.")
+            return capture(model, frame)
+        if isinstance(model, Graph):
+            graph = model
+        elif isinstance(model, torch.export.ExportedProgram):
+            graph = load_exported(model)
+        elif hasattr(model, "graph") and hasattr(model, "opset"):
+            graph = model.graph(*frame.shape)
+        else:
+            raise CaptureError(
+                f"`model` must be an nn.Module, a Graph, an exported program or an OnnxModel; got {type(model).__name__}."
+            )
+        if graph.input.shape != tuple(frame.shape):
+            raise ShapeError(f"`frame` has shape {tuple(frame.shape)}, but the graph was made for {graph.input.shape}. Capture it again.")
+        if graph.input.dtype != frame.dtype:
+            raise DTypeError(f"`frame` is {frame.dtype}, but the graph was made for {graph.input.dtype}. Convert the frame.")
+        return graph
+
+    def _lower(self, plan: Plan) -> Lowered | None:
+        if self._backend == "torch":
+            return None
+        reason = native.why_not(plan)
+        frame_dtype = plan.graph.input.dtype
+        if self._dtype not in (None, frame_dtype):
+            reason = f"dtype={self._dtype}; the native executor computes in float32"
+        if not reason and self._device_of(plan) != "cpu":
+            reason = "the model is not on the CPU"
+        if reason and self._backend == "native":
+            raise BackendError(f"backend='native' cannot run this model: {reason}. Use backend='auto' or 'torch'.")
+        return None if reason else native.lower_natively(plan)
+
+    @staticmethod
+    def _device_of(plan: Plan) -> str:
+        for node in plan.graph.nodes:
+            for value in node.attrs.values():
+                if isinstance(value, torch.Tensor):
+                    return value.device.type
+        return "cpu"
+
+    def _name(self) -> str:
+        return getattr(self._model, "name", None) or type(self._model).__name__
+
+    # -- thresholds -------------------------------------------------------------------------------------------------------
+
+    def _init_thresholds(self) -> None:
+        assert self._plan is not None
+        names = [step.name for step in self._plan.steps if step.truncates]
+        if list(self.thresholds) == names:
+            return
+        given = self._default if isinstance(self._default, Mapping) else dict.fromkeys(names, self._default)
+        values = {name: float(given.get(name, 0.0)) for name in names}
+        if self._input_threshold is not None and not self._input_absolute and "input" in values:
+            values["input"] = self._input_threshold
+        fresh = Thresholds(values, self.thresholds.unit)
+        fresh._fix()  # noqa: SLF001  (same package)
+        for name in given:
+            fresh[name]  # noqa: B018  (raises for a name that the network does not have)
+        self.thresholds = fresh
+
+    def _apply_thresholds(self) -> None:
+        """Turns thresholds into absolute numbers where the executor needs them."""
+        executor, plan = self._executor, self._plan
+        if executor is None or plan is None or self._seen_version == self.thresholds.version:
+            return
+        for step in plan.steps:
+            value = self.thresholds[step.name] if step.truncates else 0.0
+            if step.head.op == "input" and self._input_absolute:
+                value = self._input_threshold or 0.0
+            elif value > 0 and self.thresholds.unit == "std":
+                if executor.fresh:
+                    continue  # the first frame is published whole; its statistics give the unit
+                if step not in self._std:
+                    self._std[step] = executor.std(step)
+                value *= self._std[step]
+            executor.set_threshold(step, value)
+        self._seen_version = self.thresholds.version
+
+    # -- state --------------------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forgets all frames and counters. The next frame may have another size, type or device; it is computed densely."""
+        with self._lock:
+            self._signature = None
+            self.stats = Stats()
+            self._std.clear()
+            self._seen_version = -1
+            self._executor = None
+
+    def clone(self) -> Stream:
+        """A new stream over the same capture and the same packed weights, with the same thresholds and no frames yet."""
+        with self._lock:
+            twin = Stream(
+                self._model,
+                self._default,
+                threshold_unit=self.thresholds.unit,
+                norm=self._norm,
+                noise=self._noise,
+                backend=self._backend,
+                dtype=self._dtype,
+            )
+            twin._input_threshold, twin._input_absolute = self._input_threshold, self._input_absolute
+            twin._plan, twin._lowered, twin._signature_of_plan = self._plan, self._lowered, self._signature_of_plan
+            if self._plan is not None:
+                twin.thresholds = Thresholds(dict(self.thresholds), self.thresholds.unit)
+                twin.thresholds._fix()
+            return twin
+
+    def last_sites(self, name: str = "input") -> torch.Tensor:
+        """Bool (n, h, w): which positions of a call site were computed in the last frame.
+
+        Raises:
+            KeyError: there is no such call site, or it only renames memory.
+        """
+        with self._lock:
+            if self._executor is None or self._plan is None or not self.stats.total.frames:
+                raise ValueError("no frame has been run yet; call the stream first.")
+            for step in self._plan.steps:
+                if step.name == name and name in self.stats.last.density:
+                    return self._executor.sites_mask(step)
+        raise KeyError(f"there is no call site '{name}' that computes anything; `explain()` lists them.")
+
+    def explain(self) -> Explanation:
+        """A table of all call sites: rule kind, executor, mean density, share of MACs, and why something runs densely.
+
+        Raises:
+            ValueError: the model has not been captured yet.
+        """
+        with self._lock:
+            if self._executor is None or self._plan is None:
+                raise ValueError("the model has not been captured yet; call the stream on a frame or pass `example`.")
+            return Explanation.of(self._plan, self._executor, self.stats.total)
+
+    def memory(self) -> dict[str, Any]:
+        """Bytes of this stream's state.
+
+        Returns:
+            "total"; "tensors": name -> bytes of each held map, with masks and scratch memory as one entry; "shared_weights": bytes of
+            packed weights, shared by all clones and not part of the total.
+        """
+        with self._lock:
+            table = self._executor.memory() if self._executor is not None else {}
+            shared = self._executor.weight_bytes if isinstance(self._executor, native.NativeExecutor) else 0
+            return {"total": sum(table.values()), "tensors": table, "shared_weights": shared}
+
+
+def _own(value: object) -> object:
+    return value.clone(memory_format=torch.contiguous_format) if isinstance(value, torch.Tensor) else value
+
+
+def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
+
+
+def _threshold(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise ValueError(f"`{name}` must be a finite number >= 0; got {value!r}.")
+    return float(value)
+
+
+def _parse_input_threshold(value: float | str | None) -> tuple[float | None, bool]:
+    if value is None:
+        return None, False
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(abs|std)?\s*", value)
+        try:
+            number = float(match[1]) if match else None
+        except ValueError:
+            number = None
+        if match is None or number is None:
+            raise ValueError(f"`input_threshold` must be a number or a string like '15abs'; got {value!r}.")
+        return _threshold("input_threshold", number), match[2] == "abs"
+    return _threshold("input_threshold", value), False

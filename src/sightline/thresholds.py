@@ -1,0 +1,113 @@
+"""Thresholds by call site: a mapping that can be edited, saved and loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from sightline.errors import MediaError, SightlineError
+
+_FORMAT = "sightline-thresholds"
+
+
+class ThresholdError(SightlineError, KeyError):
+    """A threshold for a call site that the network does not have."""
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0]) if self.args else ""
+
+
+class Thresholds(MutableMapping[str, float]):
+    """Call-site name -> threshold (finite, at least 0), in the unit of the stream.
+
+    Once a stream has seen its first frame, the set of names is fixed: setting another name is an error, and so is loading a file
+    that was saved for another network.
+
+    Example:
+        >>> thresholds = Thresholds({"input": 0.1, "conv1": 0.03})
+        >>> thresholds["conv1"] = 0.05
+        >>> dict(thresholds)
+        {'input': 0.1, 'conv1': 0.05}
+    """
+
+    def __init__(self, values: Mapping[str, float] | None = None, unit: str = "std") -> None:
+        self._values: dict[str, float] = {}
+        self._fixed = False
+        self.unit = unit
+        self.version = 0  # counts edits, so that a stream sees them without comparing
+        for name, value in (values or {}).items():
+            self[name] = value
+
+    def _fix(self) -> None:
+        self._fixed = True
+
+    def __getitem__(self, name: str) -> float:
+        if name not in self._values:
+            raise ThresholdError(self._unknown(name))
+        return self._values[name]
+
+    def __setitem__(self, name: str, value: float) -> None:
+        if self._fixed and name not in self._values:
+            raise ThresholdError(self._unknown(name))
+        number = float(value)
+        if not math.isfinite(number) or number < 0:
+            raise ValueError(f"threshold of '{name}' must be finite and at least 0; got {value!r}.")
+        self._values[name] = number
+        self.version += 1
+
+    def __delitem__(self, name: str) -> None:
+        if self._fixed:
+            raise ThresholdError("thresholds cannot be removed from a running stream; set them to 0 instead.")
+        del self._values[name]
+        self.version += 1
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"Thresholds({len(self)} call sites, unit={self.unit!r})"
+
+    def _unknown(self, name: str) -> str:
+        near = [known for known in self._values if name in known or known in name][:3]
+        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        return f"there is no call site '{name}' that takes a threshold.{hint} `stream.explain()` lists them all."
+
+    def save(self, path: str | Path) -> None:
+        """Writes the thresholds as JSON, keyed by call-site name.
+
+        Raises:
+            MediaError: the file cannot be written.
+        """
+        content: dict[str, Any] = {"format": _FORMAT, "version": 1, "unit": self.unit, "thresholds": self._values}
+        try:
+            Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise MediaError(f"cannot write thresholds to '{path}': {error.strerror or error}. Choose a writable path.") from error
+
+    def load(self, path: str | Path) -> None:
+        """Reads thresholds from JSON; all or nothing.
+
+        Raises:
+            MediaError: the file cannot be read or is not a thresholds file.
+            ThresholdError: it was saved for another network (names missing or unknown), or in another unit.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise MediaError(f"cannot read thresholds from '{path}': {error}.") from error
+        if not isinstance(content, dict) or content.get("format") != _FORMAT or not isinstance(content.get("thresholds"), dict):
+            raise MediaError(f"'{path}' is not a thresholds file; write one with `stream.thresholds.save(path)`.")
+        values = Thresholds(content["thresholds"])
+        if content.get("unit") != self.unit:
+            raise ThresholdError(f"'{path}' holds thresholds in unit '{content.get('unit')}', this stream uses '{self.unit}'.")
+        if self._fixed and set(values) != set(self):
+            odd = sorted(set(values) ^ set(self))
+            raise ThresholdError(f"'{path}' was saved for another network: {len(odd)} call sites differ, the first is '{odd[0]}'.")
+        self._values = dict(values)
+        self.version += 1
