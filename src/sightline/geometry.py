@@ -459,5 +459,5 @@ class ReceptiveField:
         phases = []
         for unit in range(lcm(len(self.phases), len(other.phases))):
             boxes = self.box(unit), other.box(unit)
-            phases.append(_hull(boxes, fallback=boxes[0][0]))
+            phases.append(_hull(boxes, fallback=min(lo for lo, _ in boxes)))
         return self._from_phases(Fraction(self.stride), phases)

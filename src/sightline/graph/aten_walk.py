@@ -243,20 +243,33 @@ class Walk(Emitter):
         """Walk a torch.fx.Graph; returns the values of its output node, in order."""
         traced = list(program.nodes)
         aliases = analyse_aliases(traced)
+        for node in traced:
+            if node.op == "placeholder":
+                self._env[node] = self._placeholder_value(node, node in aliases.changed)
+        return self._body(program, traced, aliases)
+
+    def _inline(self, program: Any, operands: Sequence[Value]) -> list[Value]:
+        """Walk the program inside a call that only sets a mode, as if its calls stood here; returns its results."""
+        traced = list(program.nodes)
+        aliases = analyse_aliases(traced)
+        if aliases.changed:
+            raise NeedsFunctional
+        self._env.update(zip((node for node in traced if node.op == "placeholder"), operands, strict=True))
+        return self._body(program, traced, aliases)
+
+    def _body(self, program: Any, traced: Sequence[Traced], aliases: _Aliases) -> list[Value]:
         position = {node: index for index, node in enumerate(traced)}
         last_use = {node: max((position[user] for user in node.users), default=-1) for node in traced}
         for index, node in enumerate(traced):
-            if node.op == "placeholder":
-                self._env[node] = self._placeholder_value(node, node in aliases.changed)
-            elif node.op == "get_attr":
+            if node.op == "get_attr":
                 self._env[node] = _attribute(program.owning_module, str(node.target))
             elif node.op == "output":
                 return [self._resolve(value) for value in _flat(node.args[0])]
             elif node.op == "call_function":
                 self._origin = self._origin_of(node)
                 self._env[node] = result = self._call(node)
-                for position in _written(node.target):
-                    self._spread_change(node, position, result, index, aliases, last_use)
+                for written in _written(node.target):
+                    self._spread_change(node, written, result, index, aliases, last_use)
         raise CaptureError("model: the traced program returns nothing; return at least one tensor")
 
     def _placeholder_value(self, node: Traced, changed: bool) -> Value:
@@ -312,8 +325,9 @@ class Walk(Emitter):
         name, result = aten_name(target), node.meta.get("val")
         if name in _CHECKS:
             return None
-        if getattr(target, "__name__", "").startswith("wrap_with_set_grad_enabled"):
-            raise NeedsFunctional  # that form has the calls inside it in the open
+        inner = _mode_only(target, args)
+        if inner is not None:
+            return self._inline(args[inner].graph, args[inner + 1 :])
         operands = list(tensors_of((args, kwargs)))
         random = name not in DROPOUTS and torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
         if name in _SHAPE_ONLY and len(operands) == 1 and isinstance(args[0], Node):
@@ -447,6 +461,14 @@ def _memory(value: Tensor) -> int:
 def _stand_in(node: Node, result: Tensor) -> Tensor:
     """A tensor with a node's shape and element type, for calls that read nothing else; takes no memory."""
     return torch.empty(1, dtype=node.dtype, device=result.device).expand(node.shape or ())
+
+
+def _mode_only(target: Any, args: Sequence[Value]) -> int | None:
+    """Position of the program inside a call that sets a mode without effect on values: gradients on or off, autocast off."""
+    name = getattr(target, "__name__", "")
+    if name.startswith("wrap_with_set_grad_enabled"):
+        return 1
+    return 4 if name.startswith("wrap_with_autocast") and args[2] is False else None
 
 
 def _spread_results(value: Any) -> Any:

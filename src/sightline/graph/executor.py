@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -79,6 +79,33 @@ def grid_of(node: Node) -> tuple[int, int, int]:
     if len(shape) == 4:
         return shape[0], shape[2], shape[3]
     return (shape[0] if shape else 1), 1, 1
+
+
+def own(value: object, sources: Iterable[object]) -> object:
+    """Copies whatever shares memory with the sources (a reshape of another map, say), so that it can be held on its own."""
+    if isinstance(value, torch.Tensor):
+        storage = value.untyped_storage().data_ptr()
+        shared = any(isinstance(s, torch.Tensor) and s.untyped_storage().data_ptr() == storage for s in tensors_of(list(sources)))
+        return value.clone() if shared else value
+    if isinstance(value, list | tuple):
+        return [own(item, sources) for item in value]
+    return value
+
+
+def tensors_of(value: object) -> list[torch.Tensor]:
+    """All tensors in nested lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [t for item in value for t in tensors_of(item)] if isinstance(value, list | tuple) else []
+
+
+def same(a: object, b: object) -> bool:
+    """Equal values, compared as a whole; nested lists and tuples too. NaN differs from everything."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a is not None and type(a) is type(b) and a == b
 
 
 def run_chain(nodes: Sequence[Node], read: Callable[[Node], torch.Tensor]) -> torch.Tensor:

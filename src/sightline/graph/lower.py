@@ -233,8 +233,8 @@ class _Lowering:
         stand_in = Node(node.name, "constant", shape=shape, dtype=torch.float32)
         if _nhwc(stand_in) is None:
             return
-        tensor = self._tensor(stand_in)
-        self.out.tensors[node] = tensor
+        tensor = self.out.tensors[node] = self._tensor(stand_in)
+        del self.out.tensors[stand_in]
         storage, _, size, _ = self.out.views[tensor]
         content = torch.zeros(int(np.prod(size)) + _SLACK)
         content[: -_SLACK] = value.detach().cpu().reshape(shape).permute(0, 2, 3, 1).reshape(-1)

@@ -10,7 +10,7 @@ import torch
 
 from sightline import kernels
 from sightline.errors import BackendError, FrameError
-from sightline.graph.executor import Executor, run_chain
+from sightline.graph.executor import Executor, own, run_chain, same, tensors_of
 from sightline.graph.ir import Node
 from sightline.graph.lower import Lowered, lower
 from sightline.graph.plan import Plan, Step
@@ -112,9 +112,8 @@ class NativeExecutor(Executor):
             n, c, h, w = result.stride() if result.dim() == 4 else (result.stride(0), result.stride(1), 0, 0)
             state.publish_external(native_id, result.data_ptr(), n, c, h, w)
             return
-        held = self._opaque.get(node)
-        if not _same(held, value):
-            self._opaque[node] = value
+        if not same(self._opaque.get(node), value):
+            self._opaque[node] = own(value, [self._read(source) for source in step.reads])
             self._opaque_changed.add(node)
 
     def _has_changed(self, node: Node) -> bool:
@@ -178,7 +177,7 @@ class NativeExecutor(Executor):
                 seen.add(storage)
                 table[node.name] = self._storages[storage].nbytes
         for node, value in self._opaque.items():
-            table[node.name] = sum(t.nbytes for t in _tensors(value))
+            table[node.name] = sum(t.nbytes for t in tensors_of(value))
         table["masks and scratch"] = int(self._state.bytes)
         return table
 
@@ -193,17 +192,3 @@ class NativeExecutor(Executor):
     def weight_bytes(self) -> int:
         """Bytes of packed weights, shared by all streams of the plan."""
         return int(self._lowered.program.weight_bytes) + sum(c.nbytes for c in self._lowered.constants.values())
-
-
-def _tensors(value: object) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return [t for item in value for t in _tensors(item)] if isinstance(value, list | tuple) else []
-
-
-def _same(a: object, b: object) -> bool:
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return a.shape == b.shape and torch.equal(a, b)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
-    return a is not None and type(a) is type(b) and a == b

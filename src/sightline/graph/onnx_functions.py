@@ -452,7 +452,8 @@ def axis_taps(
         scale: factor of enlargement as the model states it (n_out / n_in if it states sizes).
         mode: "nearest", "linear" or "cubic".
         transform: "asymmetric", "half_pixel", "pytorch_half_pixel", "align_corners" or "half_pixel_symmetric".
-        rounding: for "nearest": "round_prefer_floor", "round_prefer_ceil", "floor" or "ceil".
+        rounding: for "nearest": "round_prefer_floor", "round_prefer_ceil", "floor", "ceil", or "simple": what onnxruntime does before
+            opset 11, where ONNX says nothing, ceil when making smaller and floor otherwise.
         cubic: coefficient a of the cubic kernel.
         exclude_outside: give cells outside the input no weight, instead of the value at the border.
         antialias: widen the kernel when making smaller.
@@ -467,6 +468,7 @@ def axis_taps(
             "round_prefer_ceil": lambda v: np.floor(v + np.float32(0.5)),
             "floor": np.floor,
             "ceil": np.ceil,
+            "simple": np.ceil if scale < 1 else np.floor,
         }[rounding](place)
         index = np.clip(whole, 0, n_in - 1).astype(np.int64)[:, None]
         return torch.from_numpy(index), torch.ones(n_out, 1)

@@ -375,7 +375,7 @@ def _resize_options(s: Site) -> dict[str, Any]:
     return {
         "mode": mode,
         "transform": transform,
-        "rounding": "floor" if old else str(s.attr("nearest_mode", "round_prefer_floor")),
+        "rounding": "simple" if old else str(s.attr("nearest_mode", "round_prefer_floor")),
         "cubic": float(s.attr("cubic_coeff_a", -0.75)),
         "exclude_outside": bool(s.attr("exclude_outside", 0)),
         "antialias": bool(s.attr("antialias", 0)),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sightline.errors import CaptureError, DTypeError, ShapeError
 from sightline.footprint import AxisTaps, Footprint, Global, Pointwise, WindowFootprint
-from sightline.geometry import Window
+from sightline.geometry import PaddingMode, Window
 from sightline.graph.ir import Graph, Node, Operand
 from sightline.sites import Grid
 
@@ -143,7 +143,7 @@ def _window(node: Node, operand: int) -> Footprint | None:
     source = grid_of(node.inputs[operand])
     if source is None:
         return None
-    mode: Any = node.attrs.get("padding_mode", "zeros")
+    mode = cast("PaddingMode", node.attrs.get("padding_mode", "zeros"))
     ceil_mode = bool(node.attrs.get("ceil_mode", False))
     return WindowFootprint.from_windows(*windows(node), source.n, source.h, source.w, mode, ceil_mode=ceil_mode)
 

@@ -11,7 +11,7 @@ import torch
 from sightline.errors import FrameError
 from sightline.footprint import WindowFootprint
 from sightline.graph import rules
-from sightline.graph.executor import Executor, grid_of, run_chain
+from sightline.graph.executor import Executor, grid_of, own, run_chain, same
 from sightline.graph.ir import Node
 from sightline.graph.plan import Plan, Step
 from sightline.sites import Sites
@@ -58,7 +58,7 @@ class TorchExecutor(Executor):
             self._changed[node] = False
             if fresh:
                 value = frame.clone() if step.head.op == "input" else run_chain(step.nodes, self._read)
-                self._held[node] = self._own(value)
+                self._held[node] = self._own(step, value)
                 self._changed[node] = self._all(node)
             elif bool(sites.any()) if isinstance(sites, torch.Tensor) else sites:
                 self._update(step, sites, frame)
@@ -69,18 +69,15 @@ class TorchExecutor(Executor):
             return value  # type: ignore[no-any-return]
         return value.to(frame.device)
 
-    def _own(self, value: torch.Tensor) -> torch.Tensor:
-        """A copy if the value is memory of somebody else (a view of another map), so that holding it is safe."""
-        if isinstance(value, torch.Tensor) and value._is_view():  # noqa: SLF001
-            return value.clone()
-        return value
+    def _own(self, step: Step, value: torch.Tensor) -> torch.Tensor:
+        return own(value, [self._held[node] for node in step.reads])  # type: ignore[return-value]
 
     def _update(self, step: Step, sites: torch.Tensor | bool, frame: torch.Tensor) -> None:
         node, held = step.output, self._held[step.output]
         if not isinstance(sites, torch.Tensor):  # not a map: recompute and compare as a whole
             value = run_chain(step.nodes, self._read)
-            if not (isinstance(value, torch.Tensor) and isinstance(held, torch.Tensor) and torch.equal(value, held)):
-                self._held[node], self._changed[node] = self._own(value), True
+            if not same(value, held):
+                self._held[node], self._changed[node] = self._own(step, value), True
             return
         if step.head.op == "input":
             value = frame
