@@ -75,10 +75,11 @@ def build(case: Case, input_shape: Sequence[int | str | None] = ("n", "c", "h", 
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", case.opset)], ir_version=8)
 
 
-def one(name: str, opset: int, op: str, ops: str | None = None, /, extra: Mapping[str, Any] | None = None, **attrs: Any) -> Case:
-    """A case of one node whose further inputs are the constants ``extra`` (None for an absent one)."""
-    consts = {key: value for key, value in (extra or {}).items() if value is not None}
-    reads = " ".join(["x", *(key if key in consts else "_" for key in (extra or {}))])
+def one(name: str, opset: int, op: str, ops: str | None = None, /, **attrs: Any) -> Case:
+    """A case of one node whose further inputs are the constants ``extra`` (a mapping; None for an absent one)."""
+    extra: Mapping[str, Any] = attrs.pop("extra", {})
+    consts = {key: value for key, value in extra.items() if value is not None}
+    reads = " ".join(["x", *(key if key in consts else "_" for key in extra)])
     settings = {key: attrs.pop(key) for key in ("shape", "low") if key in attrs}
     return Case(name, opset, [(op, reads, "y", attrs)], consts, ops=ops, **settings)
 
@@ -197,24 +198,28 @@ ACTIVATIONS = [
     Case("hardswish from clip, divided last", 11, [("Add", "three x", "a", {}), ("Clip", "a zero six", "c", {}), ("Mul", "x c", "d", {}),
                                                    ("Div", "d six", "y", {})],
          {"three": number(3), "six": number(6), "zero": number(0)}, ops="act:hardswish", low=-4.0),
-    Case("gelu from erf, half last", 13, [("Div", "x r", "d", {}), ("Erf", "d", "e", {}), ("Add", "e one", "a", {}), ("Mul", "x a", "m", {}),
+    Case("gelu from erf, half last", 13, [("Div", "x r", "d", {}), ("Erf", "d", "e", {}), ("Add", "e one", "a", {}), ("Mul", "x a", "m",
+        {}),
                                           ("Mul", "m half", "y", {})],
          {"r": number(2**0.5), "one": number(1), "half": number(0.5)}, ops="act:gelu"),
-    Case("gelu from erf, half first", 13, [("Mul", "x r", "d", {}), ("Erf", "d", "e", {}), ("Add", "e one", "a", {}), ("Mul", "x half", "m", {}),
+    Case("gelu from erf, half first", 13, [("Mul", "x r", "d", {}), ("Erf", "d", "e", {}), ("Add", "e one", "a", {}), ("Mul", "x half",
+        "m", {}),
                                            ("Mul", "m a", "y", {})],
          {"r": number(0.5**0.5), "one": number(1), "half": number(0.5)}, ops="act:gelu"),
     Case("gelu from erf, half of the gate", 13, [("Mul", "x r", "d", {}), ("Erf", "d", "e", {}), ("Add", "e one", "a", {}),
                                                  ("Mul", "a half", "m", {}), ("Mul", "x m", "y", {})],
          {"r": number(0.5**0.5), "one": number(1), "half": number(0.5)}, ops="act:gelu"),
     Case("mish from softplus", 13, [("Softplus", "x", "s", {}), ("Tanh", "s", "t", {}), ("Mul", "x t", "y", {})], ops="act:mish"),
-    Case("no gelu with another factor", 13, [("Div", "x r", "d", {}), ("Erf", "d", "e", {}), ("Add", "e one", "a", {}), ("Mul", "x a", "m", {}),
+    Case("no gelu with another factor", 13, [("Div", "x r", "d", {}), ("Erf", "d", "e", {}), ("Add", "e one", "a", {}), ("Mul", "x a", "m",
+        {}),
                                              ("Mul", "m half", "y", {})], {"r": number(1.5), "one": number(1), "half": number(0.5)}),
 ]  # fmt: skip
 
 ARITHMETIC = [
     *[one(f"{op} scalar", 13, op, ops, extra={"k": number(1.7)}) for op, ops in (
         ("Add", "scalar"), ("Sub", "scalar"), ("Mul", "scalar"), ("Div", "scalar"), ("Max", "act:clamp"), ("Min", "act:clamp"))],
-    *[Case(f"scalar {op} x", 13, [(op, "k x", "y", {})], {"k": floats(1, 1, 1)}, ops="scalar", low=0.5) for op in ("Add", "Sub", "Mul", "Div")],
+    *[Case(f"scalar {op} x", 13, [(op, "k x", "y", {})], {"k": floats(1, 1, 1)}, ops="scalar", low=0.5)
+        for op in ("Add", "Sub", "Mul", "Div")],
     *[one(f"{op} channels", 13, op, "affine", extra={"k": floats(1, 4, 1, 1)}) for op in ("Add", "Sub", "Mul", "Div")],
     *[Case(f"channels {op} x", 13, [(op, "k x", "y", {})], {"k": floats(4, 1, 1)}, ops=ops, low=0.5) for op, ops in (
         ("Add", "affine"), ("Sub", "affine"), ("Mul", "affine"), ("Div", "div"))],
@@ -228,7 +233,8 @@ ARITHMETIC = [
     one("times one", 13, "Mul", "", extra={"k": number(1.0)}),
     one("max with zero", 13, "Max", "act:relu", extra={"k": number(0.0)}),
     Case("max of three", 13, [("Neg", "x", "n", {}), ("Max", "x n k", "y", {})], {"k": number(0.3)}),
-    Case("sum and mean of three", 13, [("Neg", "x", "n", {}), ("Abs", "x", "a", {}), ("Sum", "x n a", "s", {}), ("Mean", "x a s", "y", {})]),
+    Case("sum and mean of three", 13, [("Neg", "x", "n", {}), ("Abs", "x", "a", {}), ("Sum", "x n a", "s", {}), ("Mean", "x a s", "y",
+        {})]),
     Case("constant of more axes", 13, [("Reshape", "x to", "r", {}), ("Add", "r k", "y", {})], {"to": ints(-1), "k": floats(2, 1)}),
     *[one(f"{op}", 13, op, f"act:{op.lower()}", low=0.1) for op in ("Exp", "Sqrt", "Abs", "Neg")],
     *[one(f"{op}", 13, op, None, low=0.1) for op in ("Floor", "Ceil", "Round", "Sign", "Log", "Erf", "Sin", "Cos", "Reciprocal")],
@@ -239,7 +245,8 @@ ARITHMETIC = [
 ]  # fmt: skip
 
 PRODUCTS = [
-    *[Case(f"mean {opset} {keep}", opset, [("ReduceMean", "x" if opset < 18 else "x a", "y", {"keepdims": keep, **({"axes": [2, 3]} if opset < 18 else {})})],
+    *[Case(f"mean {opset} {keep}", opset, [("ReduceMean", "x" if opset < 18 else "x a", "y",
+        {"keepdims": keep, **({"axes": [2, 3]} if opset < 18 else {})})],
            {"a": ints(2, 3)}, ops="global_avg_pool") for opset in (13, 18) for keep in (0, 1)],
     *[Case(f"max {keep}", 13, [("ReduceMax", "x", "y", {"axes": [-1, -2], "keepdims": keep})], ops=ops) for keep, ops in (
         (0, "adaptive_max_pool2d flatten"), (1, "adaptive_max_pool2d"))],
@@ -247,7 +254,8 @@ PRODUCTS = [
     Case("sum 11", 11, [("ReduceSum", "x", "y", {"axes": [1]})], ops="torch:reduce"),
     Case("reduce nothing", 18, [("ReduceSum", "x", "y", {"noop_with_empty_axes": 1})]),
     *[one(f"{op}", 13, op, None, axes=[1, 3], keepdims=0, low=0.5) for op in (
-        "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp")],
+        "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum",
+            "ReduceLogSumExp")],
     one("reduce all", 13, "ReduceMean", None, keepdims=0),
     one("arg max", 13, "ArgMax", None, axis=1),
     one("arg min last", 13, "ArgMin", None, axis=2, select_last_index=1, keepdims=0),
@@ -284,13 +292,16 @@ STRUCTURE = [
     one("unsqueeze 13", 13, "Unsqueeze", None, extra={"a": ints(-1, 1)}),
     Case("pool, squeeze", 13, [("GlobalAveragePool", "x", "g", {}), ("Squeeze", "g a", "y", {})], {"a": ints(2, 3)},
          ops="global_avg_pool flatten"),
-    Case("channel shuffle", 13, [("Reshape", "x a", "r", {}), ("Transpose", "r", "t", {"perm": [0, 2, 1, 3, 4]}), ("Reshape", "t b", "y", {})],
+    Case("channel shuffle", 13, [("Reshape", "x a", "r", {}), ("Transpose", "r", "t", {"perm": [0, 2, 1, 3, 4]}), ("Reshape", "t b", "y",
+        {})],
          TO_SHUFFLE, ops="channel_shuffle"),
     Case("every second channel of one frame", 13, [
         ("Reshape", "x a", "r", {}), ("Transpose", "r", "t", {"perm": [1, 0, 2]}), ("Reshape", "t b", "s", {}),
         ("Gather", "s zero", "p", {"axis": 0}), ("Gather", "s one", "q", {"axis": 0}), ("Sub", "p q", "y", {})],
-        {"a": ints(2, 2, 54), "b": ints(2, -1, 2, 6, 9), "zero": np.array(0), "one": np.array(1)}, shape=(1, 4, 6, 9), ops="slice slice sub"),
-    Case("rows and columns exchanged", 13, [("Reshape", "x a", "r", {}), ("Transpose", "r", "t", {"perm": [0, 2, 1]}), ("Reshape", "t b", "y", {})],
+        {"a": ints(2, 2, 54), "b": ints(2, -1, 2, 6, 9), "zero": np.array(0),
+            "one": np.array(1)}, shape=(1, 4, 6, 9), ops="slice slice sub"),
+    Case("rows and columns exchanged", 13, [("Reshape", "x a", "r", {}), ("Transpose", "r", "t", {"perm": [0, 2, 1]}), ("Reshape", "t b",
+        "y", {})],
          {"a": ints(0, 4, 54), "b": ints(0, 4, 6, 9)}),
     Case("pixel shuffle by hand", 13, [("Reshape", "x a", "r", {}), ("Transpose", "r", "t", {"perm": [0, 1, 4, 2, 5, 3]}),
                                        ("Reshape", "t b", "y", {})],
@@ -332,7 +343,8 @@ STRUCTURE = [
     one("pad axes 18", 18, "Pad", "pad", extra={"p": ints(1, 2, 0, 3), "v": number(0.5), "a": ints(-1, 2)}),
     one("pad channels", 13, "Pad", "torch:pad", extra={"p": ints(0, 1, 0, 0, 0, 2, 0, 0)}),
     one("pad crops", 13, "Pad", "torch:pad", extra={"p": ints(0, 0, -1, 1, 0, 0, 0, -2)}),
-    *[one(f"pad channels {mode}", 19, "Pad", None, extra={"p": ints(0, 1, 2, 0, 0, 2, 0, 0)}, mode=mode) for mode in ("reflect", "edge", "wrap")],
+    *[one(f"pad channels {mode}", 19, "Pad", None, extra={"p": ints(0, 1, 2, 0, 0, 2, 0, 0)}, mode=mode)
+        for mode in ("reflect", "edge", "wrap")],
     one("pad nothing", 13, "Pad", "", extra={"p": ints(*[0] * 8)}),
     Case("scatter", 13, [("ScatterND", "x i u", "y", {})], {"i": np.array([[0, 1], [1, 3]]), "u": floats(2, 6, 9)}),
     Case("sizes computed from shapes", 13, [
@@ -343,12 +355,16 @@ STRUCTURE = [
         ("Div", "c nf", "y", {})],
         {"two": np.array(2), "three": np.array(3), "zero": ints(0), "nc": ints(2, 4)}),
     Case("integer arithmetic of sizes", 15, [
-        ("Shape", "x", "hw", {"start": 2}), ("Div", "hw two", "d", {}), ("Sub", "d hw", "s", {}), ("Max", "s zero", "m", {}), ("Add", "m d", "e", {}),
-        ("Range", "z three one", "g", {}), ("ReduceProd", "e", "p", {"keepdims": 0}), ("Equal", "e e", "q", {}), ("Where", "q e d", "f", {}),
+        ("Shape", "x", "hw", {"start": 2}), ("Div", "hw two", "d", {}), ("Sub", "d hw", "s", {}), ("Max", "s zero", "m", {}), ("Add",
+            "m d", "e", {}),
+        ("Range", "z three one", "g", {}), ("ReduceProd", "e", "p", {"keepdims": 0}), ("Equal", "e e", "q", {}), ("Where", "q e d", "f",
+            {}),
         ("Slice", "x zz f hwaxes", "y", {})],
-        {"two": ints(2, 2), "zero": ints(0, 0), "z": np.array(0), "three": np.array(3), "one": np.array(1), "zz": ints(0, 0), "hwaxes": ints(2, 3)}),
+        {"two": ints(2, 2), "zero": ints(0, 0), "z": np.array(0), "three": np.array(3), "one": np.array(1), "zz": ints(0, 0),
+            "hwaxes": ints(2, 3)}),
     Case("grid sample", 16, [("Slice", "x s e", "a", {}), ("Transpose", "a", "g", {"perm": [0, 2, 3, 1]}),
-                             ("GridSample", "x g", "y", {"mode": "bilinear", "padding_mode": "border"})], {"s": ints(0, 0), "e": ints(9, 2)}),
+                             ("GridSample", "x g", "y", {"mode": "bilinear", "padding_mode": "border"})], {"s": ints(0, 0),
+                             "e": ints(9, 2)}),
 ]  # fmt: skip
 
 
@@ -358,8 +374,8 @@ def _resize(opset: int, mode: str, factor: tuple[float, float] | None, ops: str 
     scales = None if factor is None else np.array([1, 1, *factor], np.float32)
     if opset == 10:
         return one(name, 10, "Resize", ops, extra={"s": scales}, mode=mode)
-    extra = {"roi": None if opset > 12 else np.zeros(0, np.float32), "s": np.zeros(0, np.float32) if opset < 13 else None} if scales is None else {
-        "roi": None if opset > 12 else np.zeros(0, np.float32), "s": scales}  # fmt: skip
+    absent = np.zeros(0, np.float32) if opset < 13 else None  # how an input is left out: by no elements, later by no name
+    extra: dict[str, Any] = {"roi": absent, "s": absent if scales is None else scales}
     if scales is None:
         extra["to"] = ints(2, 4, 11, 5)
     return one(name, opset, "Resize", ops, extra=extra, mode=mode, **attrs)
@@ -375,13 +391,16 @@ RESIZES = [
     _resize(10, "linear", (2, 2), "torch:resample"),
     *[_resize(opset, "nearest", (2, 2), "upsample", **{_CTM: "asymmetric", "nearest_mode": "floor"}) for opset in (11, 13, 18)],
     *[_resize(13, "nearest", f, ops, **{_CTM: c, "nearest_mode": m})
-      for c in ("asymmetric", "half_pixel", "align_corners", "pytorch_half_pixel") for m in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+      for c in ("asymmetric", "half_pixel", "align_corners", "pytorch_half_pixel")
+          for m in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
       for f, ops in (((2, 3), None), ((0.6, 1.5), None), (None, None))],
-    *[_resize(13, "nearest", (2, 2), "upsample", **{_CTM: "half_pixel", "nearest_mode": m}) for m in ("round_prefer_floor", "round_prefer_ceil")],
+    *[_resize(13, "nearest", (2, 2), "upsample", **{_CTM: "half_pixel", "nearest_mode": m})
+        for m in ("round_prefer_floor", "round_prefer_ceil")],
     *[_resize(opset, mode, f, "upsample", **{_CTM: c}) for opset, mode, c in (
         (11, "linear", "half_pixel"), (13, "linear", "align_corners"), (18, "linear", "pytorch_half_pixel"), (13, "cubic", "half_pixel"),
         (13, "cubic", "align_corners")) for f in ((2, 2), (1.5, 3), None)],
-    *[_resize(13, mode, f, None, **{_CTM: c}) for mode in ("linear", "cubic") for c in ("asymmetric", "half_pixel") for f in ((0.5, 0.4), (1.3, 2.1))],
+    *[_resize(13, mode, f, None, **{_CTM: c}) for mode in ("linear", "cubic") for c in ("asymmetric", "half_pixel")
+        for f in ((0.5, 0.4), (1.3, 2.1))],
     _resize(13, "cubic", (2, 2), "torch:resample", cubic_coeff_a=-0.5),
     _resize(13, "cubic", (2, 2), "torch:resample", exclude_outside=1),
     _resize(19, "linear", (1.3, 0.7), None, **{_CTM: "half_pixel_symmetric"}),

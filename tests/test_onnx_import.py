@@ -102,7 +102,7 @@ def ops_of(graph: Graph) -> list[str]:
 @pytest.mark.parametrize("case", onnx_cases.CASES, ids=lambda case: case.name)
 def test_case_equals_onnxruntime(case: Case, tmp_path: Path) -> None:
     proto = build(case)
-    graph = load_onnx(save(proto, tmp_path)).graph(*case.shape)  # type: ignore[arg-type]
+    graph = load_onnx(save(proto, tmp_path)).graph(*case.shape)
     frame = torch.rand(case.shape) * 4 + case.low
     if case.ops is not None:
         assert ops_of(graph) == case.ops.split()
@@ -144,7 +144,7 @@ def test_weights_of_any_float_type_become_float32(dtype: Any, tmp_path: Path) ->
 
 
 def test_constant_forms(tmp_path: Path) -> None:
-    steps = [
+    steps: list[onnx_cases.Step] = [
         ("Constant", "", "a", {"value_float": 2.0}),
         ("Constant", "", "b", {"value_floats": [0.5] * 4}),
         ("Constant", "", "c", {"value_ints": [1, 4, 1, 1]}),
@@ -165,7 +165,7 @@ def test_if_takes_the_branch_of_the_size(size: tuple[int, int, int, int], tmp_pa
         nodes = [helper.make_node(op, ["x"], [f"{op}_out"])]
         return helper.make_graph(nodes, op, [], [helper.make_empty_tensor_value_info(f"{op}_out")])
 
-    steps = [
+    steps: list[onnx_cases.Step] = [
         ("Shape", "x", "s", {}),
         ("Gather", "s three", "w", {"axis": 0}),
         ("Greater", "w six", "wide", {}),
@@ -210,7 +210,7 @@ def test_names_and_attributes_of_the_model(tmp_path: Path) -> None:
 
 
 def test_one_output_has_no_tree_and_unused_nodes_are_left_out(tmp_path: Path) -> None:
-    steps = [("Relu", "x", "y", {}), ("LSTM", "x", "z", {}), ("Tanh", "x", "_", {})]
+    steps: list[onnx_cases.Step] = [("Relu", "x", "y", {}), ("LSTM", "x", "z", {}), ("Tanh", "x", "_", {})]
     graph = imported(Case("unused", 13, steps), tmp_path).graph(1, 3, 4, 4)
     assert graph.output_tree is None
     assert ops_of(graph) == ["act:relu"]
@@ -391,6 +391,9 @@ def test_sizes_that_do_not_fit(tmp_path: Path) -> None:
     fixed = imported(Case("fixed", 13, [("Reshape", "x to", "y", {})], {"to": ints(1, 3, 64)}), tmp_path, input_shape=(1, 3, 8, 8))
     with pytest.raises(ShapeError, match=r"Reshape.*300 elements do not fill.*the 1x3x8x8 it was exported for"):
         fixed.graph(1, 3, 10, 10)
+    huge = imported(Case("huge", 13, [("Resize", "x _ s", "y", {})], {"s": np.array([1, 1, 1e9, 2], np.float32)}), tmp_path)
+    with pytest.raises(ShapeError, match="asks for maps of 8000000000 x 16"):
+        huge.graph(1, 3, 8, 8)
     small = imported(onnx_cases.CONVOLUTIONS[1], tmp_path)
     with pytest.raises(ShapeError, match=r"node 'y' \(Conv\).*use a larger input"):
         small.graph(1, 4, 2, 2)
@@ -405,7 +408,9 @@ def test_sizes_that_do_not_fit(tmp_path: Path) -> None:
     ([("MaxPool", "x", "p i", {"kernel_shape": [2, 2]}), ("Cast", "i", "y", {"to": 1})], {}, "a result of MaxPool that is not supported"),
     ([("Relu", "ghost", "a", {}), ("Add", "x a", "y", {})], {}, "'ghost', which nothing produces"),
     ([("Resize", "x r s", "y", {"coordinate_transformation_mode": "tf_crop_and_resize"})],
-     {"r": np.zeros(8, np.float32), "s": np.ones(4, np.float32)}, "tf_crop_and_resize"),
+     {"r": np.zeros(8, np.float32), "s": np.ones(4, np.float32)},
+         "mode 'tf_crop_and_resize', which is not supported; expected one of half_pixel"),
+    ([("Conv", "x w", "y", {"auto_pad": "SOME"})], {"w": floats(2, 3, 3, 3)}, "auto_pad 'SOME'"),
     ([("Resize", "x _ s", "y", {})], {"s": np.array([1, 2, 2, 2], np.float32)}, "over the batch or the channels"),
     ([("Cast", "x", "a", {"to": 8}), ("Identity", "a", "y", {})], {}, "element type number 8"),
     ([("Constant", "", "k", {"value_string": "abc"}), ("Add", "x k", "y", {})], {}, "a constant of a kind that is not supported"),
@@ -423,7 +428,7 @@ def test_damaged_weights(tmp_path: Path) -> None:
     with pytest.raises(CaptureError, match="the constant 'w' is damaged"):
         load_onnx(save(proto, tmp_path))
     proto = build(Case("strings", 13, [("Add", "x k", "y", {})], {}))
-    proto.graph.initializer.append(helper.make_tensor("k", TensorProto.STRING, [1], [b"a"]))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(["a"], dtype=object), "k"))
     with pytest.raises(CaptureError, match="'k' is of type STRING"):
         load_onnx(save(proto, tmp_path))
 

@@ -51,6 +51,16 @@ class Explanation:
             )
         return cls(rows)
 
+    @classmethod
+    def joined(cls, parts: dict[str, Explanation], reason: str) -> Explanation:
+        """One table for a model that was captured in parts; the reason stands in the first row."""
+        total = max(sum(row["macs"] for part in parts.values() for row in part.rows), 1)
+        outside = {"site": "(outside the parts below)", "op": "python", "kind": "opaque", "executor": "torch", "density": 1.0, "macs": 0}
+        rows: list[dict[str, Any]] = [{**outside, "share": 0.0, "fused": [], "note": f"runs as it is: {reason}"}]
+        for prefix, part in parts.items():
+            rows += [{**row, "site": f"{prefix}.{row['site']}", "share": row["macs"] / total} for row in part.rows]
+        return cls(rows)
+
     @property
     def dense(self) -> list[dict[str, Any]]:
         """The rows that have no rule or no native step, with the reason in ``note``."""

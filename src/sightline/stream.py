@@ -25,6 +25,7 @@ from sightline.graph.ir import Graph
 from sightline.graph.lower import Lowered
 from sightline.graph.plan import Plan, Step, make_plan
 from sightline.graph.torch_executor import TorchExecutor
+from sightline.partial import PartialModel
 from sightline.stats import FrameStats, Stats
 from sightline.thresholds import Thresholds
 
@@ -150,6 +151,7 @@ class Stream:
         self._plan: Plan | None = None
         self._lowered: Lowered | None = None
         self._executor: Executor | None = None
+        self._partial: PartialModel | None = None
         self._std: dict[Step, float] = {}
         self._seen_version = -1
         self.thresholds = Thresholds(unit=threshold_unit)
@@ -179,8 +181,10 @@ class Stream:
         """
         with self._lock, torch.no_grad():
             frame = self._checked(frame)
-            if self._executor is None:
+            if self._signature is None:
                 self._prepare(frame)
+            if self._partial is not None:
+                return self._run_partial(self._partial, frame)
             executor = self._executor
             assert executor is not None
             self._apply_thresholds()
@@ -238,10 +242,20 @@ class Stream:
 
     def _prepare(self, frame: torch.Tensor) -> None:
         signature = (tuple(frame.shape), frame.dtype, frame.device)
-        if self._plan is None or self._signature_of_plan != signature:
-            plan = make_plan(self._capture(frame))
+        if self._signature_of_plan != signature:
+            try:
+                plan = make_plan(self._capture(frame))
+            except CaptureError as error:
+                if not isinstance(self._model, nn.Module) or self._backend == "native":
+                    raise
+                self._partial = PartialModel(self._model, frame, self._part, error)
+                self._signature = self._signature_of_plan = signature
+                return
             self._lowered = self._lower(plan)
-            self._plan, self._signature_of_plan = plan, signature
+            self._plan, self._signature_of_plan, self._partial = plan, signature, None
+        if self._partial is not None:
+            self._signature = signature
+            return
         assert self._plan is not None
         if self._lowered is not None:
             self._executor = native.NativeExecutor(self._lowered, self._norm, self._noise)
@@ -252,6 +266,52 @@ class Stream:
         self._init_thresholds()
 
     _signature_of_plan: _Signature | None = None
+
+    # -- models that are captured in parts -----------------------------------------------------------------------------
+
+    def _part(self, module: nn.Module) -> Stream:
+        """A stream of one part of the model, with this stream's settings."""
+        part = Stream(
+            module,
+            0.0 if isinstance(self._default, Mapping) else self._default,  # a mapping is applied by full name, below
+            threshold_unit=self.thresholds.unit,
+            norm=self._norm,
+            noise=self._noise,
+            backend=self._backend,
+            dtype=self._dtype,
+        )
+        part._strict = False
+        return part
+
+    _strict = True  # an unknown name in the mapping is an error
+
+    def _run_partial(self, partial: PartialModel, frame: torch.Tensor) -> Any:
+        if self.thresholds.version != self._seen_version:
+            for prefix, part in partial.streams():
+                for name in part.thresholds:
+                    value = self.thresholds.get(f"{prefix}.{name}")
+                    if value is not None and value != part.thresholds[name]:
+                        part.thresholds[name] = value
+            self._seen_version = self.thresholds.version
+        start = time.perf_counter()
+        outputs = partial.run(frame)
+        seconds = time.perf_counter() - start
+        frames = [(prefix, part.stats.last) for prefix, part in partial.streams()]
+        self.stats.add(
+            FrameStats(
+                1,
+                {f"{prefix}.{name}": value for prefix, last in frames for name, value in last.density.items()},
+                sum(last.macs_done for _, last in frames),
+                sum(last.macs_dense for _, last in frames),
+                seconds,
+            )
+        )
+        names = {f"{prefix}.{name}": value for prefix, part in partial.streams() for name, value in part.thresholds.items()}
+        if list(self.thresholds) != list(names):
+            known = {**(self._default if isinstance(self._default, Mapping) else {}), **self.thresholds}
+            self.thresholds = Thresholds({name: known.get(name, value) for name, value in names.items()}, self.thresholds.unit)
+            self.thresholds._fix()
+        return outputs
 
     def _capture(self, frame: torch.Tensor) -> Graph:
         model = self._model
@@ -313,7 +373,7 @@ class Stream:
             values["input"] = self._input_threshold
         fresh = Thresholds(values, self.thresholds.unit)
         fresh._fix()  # noqa: SLF001  (same package)
-        for name in given:
+        for name in given if self._strict else ():
             fresh[name]  # noqa: B018  (raises for a name that the network does not have)
         self.thresholds = fresh
 
@@ -345,6 +405,8 @@ class Stream:
             self._std.clear()
             self._seen_version = -1
             self._executor = None
+            if self._partial is not None:
+                self._partial.reset()
 
     def clone(self) -> Stream:
         """A new stream over the same capture and the same packed weights, with the same thresholds and no frames yet."""
@@ -359,6 +421,8 @@ class Stream:
                 dtype=self._dtype,
             )
             twin._input_threshold, twin._input_absolute = self._input_threshold, self._input_absolute
+            if self._partial is not None:
+                return twin  # its parts are captured again
             twin._plan, twin._lowered, twin._signature_of_plan = self._plan, self._lowered, self._signature_of_plan
             if self._plan is not None:
                 twin.thresholds = Thresholds(dict(self.thresholds), self.thresholds.unit)
@@ -372,6 +436,13 @@ class Stream:
             KeyError: there is no such call site, or it only renames memory.
         """
         with self._lock:
+            if self._partial is not None and self.stats.total.frames:
+                for prefix, part in self._partial.streams():
+                    if name.startswith(f"{prefix}.") and name[len(prefix) + 1 :] in part.stats.last.density:
+                        return part.last_sites(name[len(prefix) + 1 :])
+                if name == "input":
+                    return next(part for _, part in self._partial.streams()).last_sites()
+                raise KeyError(f"there is no call site '{name}' that computes anything; `explain()` lists them.")
             if self._executor is None or self._plan is None or not self.stats.total.frames:
                 raise ValueError("no frame has been run yet; call the stream first.")
             for step in self._plan.steps:
@@ -386,6 +457,8 @@ class Stream:
             ValueError: the model has not been captured yet.
         """
         with self._lock:
+            if self._partial is not None:
+                return Explanation.joined({prefix: part.explain() for prefix, part in self._partial.streams()}, self._partial.reason)
             if self._executor is None or self._plan is None:
                 raise ValueError("the model has not been captured yet; call the stream on a frame or pass `example`.")
             return Explanation.of(self._plan, self._executor, self.stats.total)
@@ -398,6 +471,10 @@ class Stream:
             packed weights, shared by all clones and not part of the total.
         """
         with self._lock:
+            if self._partial is not None:
+                parts = {prefix: part.memory() for prefix, part in self._partial.streams()}
+                tensors = {f"{prefix}.{name}": size for prefix, m in parts.items() for name, size in m["tensors"].items()}
+                return {"total": sum(tensors.values()), "tensors": tensors, "shared_weights": sum(m["shared_weights"] for m in parts.values())}
             table = self._executor.memory() if self._executor is not None else {}
             shared = self._executor.weight_bytes if isinstance(self._executor, native.NativeExecutor) else 0
             return {"total": sum(table.values()), "tensors": table, "shared_weights": shared}

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import getitem
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ _FRAME = re.compile(r'File "(.+?)", line (\d+)')
 # calls that read no values, only the shape or element type of their operand
 _SHAPE_ONLY = {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"}
 # calls that read values of their first operand only
-_SHAPE_SECOND = {"expand_as", "view_as", "reshape_as", "type_as"}
+_SHAPE_SECOND = {"expand_as", "view_as", "reshape_as", "type_as", "to"}
 # checks without a result that anybody reads
 _CHECKS = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size"}
 # results that are their operand itself, whatever the schema says
@@ -332,8 +332,8 @@ class Walk(Emitter):
         random = name not in DROPOUTS and torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
         if name in _SHAPE_ONLY and len(operands) == 1 and isinstance(args[0], Node):
             return target(_stand_in(args[0], result), *args[1:], **kwargs)
-        if name in _SHAPE_SECOND and isinstance(args[0], Tensor):
-            return target(args[0], _stand_in(args[1], result) if isinstance(args[1], Node) else args[1])
+        if name in _SHAPE_SECOND and isinstance(args[0], Tensor) and len(args) > 1 and isinstance(args[1], Node):
+            return target(args[0], _stand_in(args[1], result), *args[2:], **kwargs)
         if not random and not any(isinstance(value, Node) for value in operands):
             return self._evaluate(target, args, kwargs)
         self._published.update(_memory(value) for value in operands if isinstance(value, Tensor))
@@ -451,7 +451,8 @@ def _attribute(module: Any, path: str) -> Any:
 
 def _used(node: Traced) -> frozenset[int]:
     """Indices of the results that are read; a reader that takes them all counts as one that reads beyond the first."""
-    return frozenset(int(user.args[1]) if user.target is getitem else 99 for user in node.users)  # type: ignore[arg-type]
+    readers = [user for user in node.users if user.target is not getitem or user.users]
+    return frozenset(cast("int", user.args[1]) if user.target is getitem else 99 for user in readers)
 
 
 def _memory(value: Tensor) -> int:

@@ -73,7 +73,7 @@ def capture(model: nn.Module, example: Tensor) -> Graph:
         outputs, walk = _walk(program, tensors, lambda path: path.partition(".")[2] if path else "")
         nodes = [walk.operand(value) for value in outputs]
         graph = walk.finish(nodes, name)
-        graph.output_tree = wrapper.tree
+        graph.output_tree = wrapper.form.tree
     return graph
 
 
@@ -238,25 +238,31 @@ def _boxed(value: Any) -> Any:
     )
 
 
+class _Form:
+    """The spec of an output; None for a single tensor."""
+
+    tree: Any = None
+
+
 class _Wrapper(nn.Module):
     """Calls the model and returns a flat tuple of tensors, so that the tracer need not know the model's return type.
 
     Attributes:
-        tree: spec of the return type, after a call; None for a single tensor.
+        form: holds the form of the output after a call (the tracer resets what a module assigns to itself).
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.training = False
-        self.tree: Any = None
+        self.form = _Form()
 
     def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
         output = self.model(frame)
         leaves, tree = pytree.tree_flatten(pytree.tree_map(_boxed, output))
         if not leaves:
             raise CaptureError(f"model: it returns no tensor but {type(output).__name__}; return at least one tensor")
-        self.tree = None if isinstance(output, Tensor) else tree
+        self.form.tree = None if isinstance(output, Tensor) else tree
         return tuple(leaves)
 
 
@@ -324,19 +330,19 @@ def _frame_of(program: ExportedProgram) -> str:
 @contextlib.contextmanager
 def _without_dropouts(program: ExportedProgram) -> Iterator[None]:
     """Take out dropouts that are switched off while inside: they return their operand itself, which the functional form denies."""
-    undo: list[tuple[Any, Any, Any]] = []
+    undo: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
     for node in program.graph_module.graph.nodes:
         name = aten_name(node.target).removesuffix("_") if node.op == "call_function" else ""
         if name and is_idle_dropout(name, bind(node.target, node.args, node.kwargs)):
-            undo += [(user, node, node.args[0]) for user in list(node.users)]
+            undo += [(user, user.args, user.kwargs) for user in node.users]
             node.replace_all_uses_with(node.args[0])
     try:
         if undo:
             program.graph_module.recompile()
         yield
     finally:
-        for user, node, operand in undo:
-            user.replace_input_with(operand, node)
+        for user, args, kwargs in reversed(undo):
+            user.args, user.kwargs = args, kwargs
         if undo:
             program.graph_module.recompile()
 

@@ -241,12 +241,12 @@ class Builder:
             results = HANDLERS[call.op](site)
         except CaptureError:
             raise
-        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, ArithmeticError) as error:
+        except Exception as error:  # a wrong size or a damaged attribute can make torch raise anything
             if isinstance(error, ShapeError) and str(error).startswith(f"{self.file}: "):
                 raise  # from inside the branch of an If, where it was already told
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ShapeError(self._misfit(what, site, reason)) from error
-        listed = list(results) if isinstance(results, (list, tuple)) else [results]
+        listed = [results] if isinstance(results, (Const, Node, View)) else list(results)
         self.values.update({name: value for name, value in zip(call.outputs, listed, strict=False) if name})
         for name in call.outputs[len(listed) :]:
             self._absent[name] = f"which is a result of {call.op} that is not supported"
@@ -374,6 +374,13 @@ class Site:
     def fail(self, reason: str) -> NoReturn:
         """Refuse the call: ``reason`` completes the sentence "file: node 'x' (Op) ..."."""
         raise CaptureError(f"{self.builder.file}: node {self.call.name!r} ({self.op}) {reason}")
+
+    def choice(self, name: str, default: str, options: Sequence[str]) -> str:
+        """An attribute that is one of a few words; an error if it is another."""
+        word = str(self.attr(name, default))
+        if word not in options:
+            self.fail(f"has {name} {word!r}, which is not supported; expected one of {', '.join(options)}")
+        return word
 
     def has(self, index: int) -> bool:
         """Whether an input is there."""

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
+
+Array = NDArray[Any]
 
 # -- arithmetic ---------------------------------------------------------------------------------------------------------------
 
@@ -213,7 +217,8 @@ def average_pool(
     window = x.new_ones(1, 1, *kernel)
     sums = F.conv2d(F.pad(padded, room).flatten(0, 1).unsqueeze(1), window, None, stride, 0, dilation)
     counts = F.conv2d(F.pad(counted, room), window, None, stride, 0, dilation)
-    return (sums / counts)[:, 0, : size[0], : size[1]].unflatten(0, (x.shape[0], x.shape[1]))
+    means = (sums / counts)[:, 0, : size[0], : size[1]]
+    return means.reshape(*x.shape[:2], *size)
 
 
 # -- normalisation and reduction ----------------------------------------------------------------------------------------------
@@ -252,7 +257,7 @@ def mean_variance_norm(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 def lp_norm(x: Tensor, p: int, axis: int) -> Tensor:
     """x divided by its p-norm along ``axis``."""
-    return x / torch.linalg.vector_norm(x, p, axis, keepdim=True)
+    return torch.div(x, torch.linalg.vector_norm(x, p, axis, keepdim=True))
 
 
 def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, bias: float) -> Tensor:
@@ -463,13 +468,9 @@ def axis_taps(
     """
     place = _source_positions(n_in, n_out, np.float32(scale), transform)
     if mode == "nearest":
-        whole = {
-            "round_prefer_floor": lambda v: np.ceil(v - np.float32(0.5)),
-            "round_prefer_ceil": lambda v: np.floor(v + np.float32(0.5)),
-            "floor": np.floor,
-            "ceil": np.ceil,
-            "simple": np.ceil if scale < 1 else np.floor,
-        }[rounding](place)
+        half = np.float32(0.5 if rounding.startswith("round") else 0.0)
+        down = rounding in ("floor", "round_prefer_ceil") or (rounding == "simple" and scale >= 1)
+        whole = np.floor(place + half) if down else np.ceil(place - half)
         index = np.clip(whole, 0, n_in - 1).astype(np.int64)[:, None]
         return torch.from_numpy(index), torch.ones(n_out, 1)
     stretch = max(1.0, 1.0 / scale) if antialias else 1.0
@@ -478,13 +479,14 @@ def axis_taps(
     index = first[:, None] + np.arange(math.ceil(2 * radius))
     distance = np.abs(index - place[:, None].astype(np.float64)) / stretch
     weight = np.maximum(0.0, 1.0 - distance) if mode == "linear" else _cubic_kernel(distance, cubic)
-    if exclude_outside or antialias:
+    if exclude_outside:
         weight = np.where((index >= 0) & (index < n_in), weight, 0.0)
+    if exclude_outside or antialias:
         weight = weight / weight.sum(1, keepdims=True)
     return torch.from_numpy(np.clip(index, 0, n_in - 1)), torch.from_numpy(weight.astype(np.float32))
 
 
-def _source_positions(n_in: int, n_out: int, scale: np.float32, transform: str) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def _source_positions(n_in: int, n_out: int, scale: np.float32, transform: str) -> Array:
     """Where each output cell lies on the input axis, in float32 because ties are decided by its rounding."""
     cell, half = np.arange(n_out, dtype=np.float32), np.float32(0.5)
     if transform == "align_corners":
@@ -496,13 +498,11 @@ def _source_positions(n_in: int, n_out: int, scale: np.float32, transform: str) 
     if transform == "half_pixel_symmetric":
         adjustment = np.float32(n_out) / (scale * np.float32(n_in))
         offset = np.float32(n_in) / 2 * (1 - adjustment)
-        return (offset + (cell + half) / scale - half).astype(np.float32)
+        return np.asarray(offset + (cell + half) / scale - half, dtype=np.float32)
     return (cell + half) / scale - half
 
 
-def _cubic_kernel(
-    distance: np.ndarray[tuple[int, ...], np.dtype[np.float64]], a: float
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _cubic_kernel(distance: Array, a: float) -> Array:
     near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
     return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
@@ -526,8 +526,8 @@ def agrees_with_torch(mode: str, align_corners: bool | None, n_in: int, scale: f
     index, weight = taps
     n_out = index.shape[0]
     probe = torch.arange(n_in, dtype=torch.float32).view(1, 1, 1, -1) if mode == "nearest" else torch.eye(n_in)[None, :, None, :]
-    given = {"size": (1, n_out)} if scale is None else {"scale_factor": (1.0, scale)}
-    theirs = F.interpolate(probe, mode=mode, align_corners=align_corners, **given)  # type: ignore[arg-type]
+    given: dict[str, Any] = {"size": (1, n_out)} if scale is None else {"scale_factor": (1.0, scale)}
+    theirs = F.interpolate(probe, mode=mode, align_corners=align_corners, **given)
     if theirs.shape[-1] != n_out:
         return False
     if mode == "nearest":

@@ -20,6 +20,9 @@ from sightline.graph.onnx_builder import Const, Site, Value, handles, shape_of
 # -- convolution and pooling --------------------------------------------------------------------------------------------------
 
 
+_AUTO_PADS = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
+
+
 def _spread(s: Site, name: str, axes: int, default: int) -> tuple[int, ...]:
     """An attribute with one integer per spatial axis."""
     values = s.attr(name)
@@ -28,7 +31,7 @@ def _spread(s: Site, name: str, axes: int, default: int) -> tuple[int, ...]:
 
 def _pads(s: Site, sizes: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
     """Padding before each spatial axis, then after each, with auto_pad worked out for this size."""
-    axes, auto = len(sizes), s.attr("auto_pad", "NOTSET")
+    axes, auto = len(sizes), s.choice("auto_pad", "NOTSET", _AUTO_PADS)
     if auto == "NOTSET":
         return _spread(s, "pads", 2 * axes, 0)
     if auto == "VALID":
@@ -74,7 +77,7 @@ def _conv_transpose(s: Site) -> Value:
     extra = _spread(s, "output_padding", axes, 0)
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     full = [step * (size - 1) + r + e for step, size, r, e in zip(stride, sizes, reach, extra, strict=True)]
-    wanted, auto = s.attr("output_shape"), s.attr("auto_pad", "NOTSET")
+    wanted, auto = s.attr("output_shape"), s.choice("auto_pad", "NOTSET", _AUTO_PADS)
     if wanted:
         wanted = list(wanted)[-axes:]
     elif auto in ("SAME_UPPER", "SAME_LOWER"):
@@ -259,7 +262,7 @@ def _parametric(s: Site) -> Value:
     if op == "Elu":
         return _act(s, x, "elu", float(s.attr("alpha", 1.0)))
     if op == "Gelu":
-        return _act(s, x, "gelu_tanh" if s.attr("approximate", "none") == "tanh" else "gelu")
+        return _act(s, x, "gelu" if s.choice("approximate", "none", ("none", "tanh")) == "none" else "gelu_tanh")
     alpha = float(s.attr("alpha", 1.0))
     if alpha == 1.0:
         return _act(s, x, "silu")

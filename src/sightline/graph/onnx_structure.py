@@ -24,6 +24,8 @@ DTYPES = {
     12: torch.int64, 13: torch.int64,
 }  # fmt: skip
 
+_LONGEST = 1 << 20  # elements on one axis; more comes from damaged files only, and would fill the memory
+
 # -- constants and shapes -----------------------------------------------------------------------------------------------------
 
 
@@ -45,6 +47,8 @@ def _constant(s: Site) -> Value:
 @handles("ConstantOfShape")
 def _constant_of_shape(s: Site) -> Value:
     shape = s.known(0, "shape").tolist()
+    if math.prod(shape) > _LONGEST << 8:
+        raise ValueError(f"it asks for a constant of the shape {tuple(shape)}")
     value = s.attr("value", torch.zeros(1))
     return Const(value.reshape(()).expand(shape).contiguous(), s.call.name)
 
@@ -64,6 +68,8 @@ def _size(s: Site) -> Value:
 @handles("Range")
 def _range(s: Site) -> Value:
     start, stop, step = (s.known(i, "limits") for i in range(3))
+    if abs(stop - start) > abs(step) * _LONGEST:
+        raise ValueError(f"it asks for the numbers from {start.item()} to {stop.item()} in steps of {step.item()}")
     return Const(torch.arange(start.item(), stop.item(), step.item(), dtype=start.dtype), s.call.name)
 
 
@@ -160,7 +166,7 @@ def _blocks(s: Site) -> Value:
     r, x = int(s.attr("blocksize")), s.node(0)
     c = shape_of(x)[1]
     deeper = s.op == "SpaceToDepth"
-    ordered = s.op == "DepthToSpace" and s.attr("mode", "DCR") == "CRD"
+    ordered = s.op == "DepthToSpace" and s.choice("mode", "DCR", ("DCR", "CRD")) == "CRD"
     if any(side % r for side in shape_of(x)[2:]) if deeper else c % (r * r):
         raise ValueError(f"blocks of {r} x {r} do not divide it")
     # ONNX counts the place in the block first and the channel second, torch the other way round: a shuffle turns one into the other.
@@ -286,7 +292,7 @@ def _tile(s: Site) -> Value:
 @handles("Pad")
 def _pad(s: Site) -> Value:
     shape = shape_of(s.value(0))
-    rank, mode = len(shape), str(s.attr("mode", "constant"))
+    rank, mode = len(shape), s.choice("mode", "constant", ("constant", "reflect", "edge", "wrap"))
     given = s.numbers("pads", 1)
     if given is None:
         s.fail("says no padding; the file is damaged")
@@ -311,6 +317,10 @@ def _pad(s: Site) -> Value:
 _TORCH_MODES = {"nearest": ("nearest", (None,)), "linear": ("bilinear", (False, True)), "cubic": ("bicubic", (False, True))}
 
 
+_TRANSFORMS = ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric", "align_corners", "asymmetric")
+_ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+
+
 @handles("Resize", "Upsample")
 def _resize(s: Site) -> Value:
     shape = shape_of(s.value(0))
@@ -319,6 +329,8 @@ def _resize(s: Site) -> Value:
     sizes, scales, stated = _targets(s, shape)
     if sizes[:2] != list(shape[:2]):
         s.fail(f"resizes over the batch or the channels ({shape} to {tuple(sizes)}), which is not supported")
+    if not 1 <= min(sizes[2:]) <= max(sizes[2:]) <= _LONGEST:
+        raise ValueError(f"it asks for maps of {sizes[2]} x {sizes[3]}")
     options = _resize_options(s)
     taps = [fn.axis_taps(shape[i], sizes[i], scales[i], **options) for i in (2, 3)]
     x, mode = s.node(0), options["mode"]
@@ -353,7 +365,7 @@ def _targets(s: Site, shape: tuple[int, ...]) -> tuple[list[int], list[float], b
     if size_input is None or not s.has(size_input):
         s.fail("says neither scales nor sizes; the file is damaged")
     wanted = [int(v) for v in s.known(size_input, "sizes").tolist()]
-    policy = s.attr("keep_aspect_ratio_policy", "stretch")
+    policy = s.choice("keep_aspect_ratio_policy", "stretch", ("stretch", "not_larger", "not_smaller"))
     ratios = [size / shape[axis] for axis, size in zip(axes, wanted, strict=True)]
     if policy != "stretch":
         ratios = [min(ratios) if policy == "not_larger" else max(ratios)] * len(axes)
@@ -365,17 +377,13 @@ def _targets(s: Site, shape: tuple[int, ...]) -> tuple[list[int], list[float], b
 
 def _resize_options(s: Site) -> dict[str, Any]:
     """Arguments for `axis_taps`."""
-    mode = {"bilinear": "linear"}.get(str(s.attr("mode", "nearest")), str(s.attr("mode", "nearest")))
+    mode = s.choice("mode", "nearest", (*_TORCH_MODES, "bilinear")).removeprefix("bi")
     old = s.op == "Upsample" or s.version < 11
-    transform = "asymmetric" if old else str(s.attr("coordinate_transformation_mode", "half_pixel"))
-    if mode not in _TORCH_MODES:
-        s.fail(f"resizes with mode {mode!r}; expected nearest, linear or cubic")
-    if transform in ("tf_crop_and_resize", "tf_half_pixel_for_nn"):
-        s.fail(f"resizes with coordinates {transform!r}, which is not supported; export with half_pixel, align_corners or asymmetric")
+    transform = s.choice("coordinate_transformation_mode", "asymmetric" if old else "half_pixel", _TRANSFORMS)
     return {
         "mode": mode,
         "transform": transform,
-        "rounding": "simple" if old else str(s.attr("nearest_mode", "round_prefer_floor")),
+        "rounding": "simple" if old else s.choice("nearest_mode", "round_prefer_floor", _ROUNDINGS),
         "cubic": float(s.attr("cubic_coeff_a", -0.75)),
         "exclude_outside": bool(s.attr("exclude_outside", 0)),
         "antialias": bool(s.attr("antialias", 0)),

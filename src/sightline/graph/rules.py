@@ -153,7 +153,7 @@ def _pad_reads(node: Node, operand: int) -> Footprint | None:
     if source is None:
         return None
     top, bottom, left, right = node.attrs["padding"]
-    mode = "zeros" if node.attrs["mode"] == "constant" else node.attrs["mode"]
+    mode = cast("PaddingMode", "zeros" if node.attrs["mode"] == "constant" else node.attrs["mode"])
     y, x = Window(1, padding=(top, bottom)), Window(1, padding=(left, right))
     return WindowFootprint.from_windows(y, x, source.n, source.h, source.w, mode)
 

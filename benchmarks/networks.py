@@ -1,0 +1,178 @@
+"""The two networks of the benchmarks, with random weights, and the dense peers that run them.
+
+Written out here so that no other package is needed; layer by layer they are torchvision's ResNet-50 and MobileNetV2.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from harness import MissingPeer
+from torch import Tensor, nn
+
+
+def _conv(cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, act: type[nn.Module] | None = nn.ReLU) -> nn.Sequential:
+    layers: list[nn.Module] = [
+        nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(cout),
+    ]
+    return nn.Sequential(*layers, *([act(inplace=True)] if act is not None else []))
+
+
+class Bottleneck(nn.Module):
+    """ResNet's block: 1x1, 3x3 (with the stride), 1x1, plus the input."""
+
+    def __init__(self, cin: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_conv(cin, width, 1), _conv(width, width, 3, stride), _conv(width, 4 * width, 1, act=None))
+        self.shortcut = nn.Identity() if stride == 1 and cin == 4 * width else _conv(cin, 4 * width, 1, stride, act=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV2's block: expand, depthwise, project, plus the input where the size stays."""
+
+    def __init__(self, cin: int, cout: int, stride: int, expand: int) -> None:
+        super().__init__()
+        wide = cin * expand
+        first = [] if expand == 1 else [_conv(cin, wide, 1, act=nn.ReLU6)]
+        self.body = nn.Sequential(*first, _conv(wide, wide, 3, stride, groups=wide, act=nn.ReLU6), _conv(wide, cout, 1, act=None))
+        self.adds = stride == 1 and cin == cout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x) if self.adds else self.body(x)
+
+
+class Classifier(nn.Sequential):
+    """Trunk, mean over the map, linear layer."""
+
+    def __init__(self, trunk: list[nn.Module], width: int) -> None:
+        super().__init__(*trunk, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 1000))
+
+
+def resnet50() -> nn.Module:
+    trunk: list[nn.Module] = [_conv(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1)]
+    cin = 64
+    for width, blocks, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
+        for i in range(blocks):
+            trunk.append(Bottleneck(cin, width, stride if i == 0 else 1))
+            cin = 4 * width
+    return _random(Classifier(trunk, cin))
+
+
+def mobilenet_v2() -> nn.Module:
+    trunk: list[nn.Module] = [_conv(3, 32, 3, 2, act=nn.ReLU6)]
+    cin = 32
+    table = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+    for expand, cout, blocks, stride in table:
+        for i in range(blocks):
+            trunk.append(InvertedResidual(cin, cout, stride if i == 0 else 1, expand))
+            cin = cout
+    trunk.append(_conv(cin, 1280, 1, act=nn.ReLU6))
+    return _random(Classifier(trunk, 1280))
+
+
+def _random(model: nn.Module) -> nn.Module:
+    """Random weights and statistics under which values stay near 1 in every layer, batch norm folded."""
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            fan_in = module.weight[0].numel()
+            module.weight.data = torch.randn(module.weight.shape, generator=generator) * (2 / fan_in) ** 0.5
+        elif isinstance(module, nn.BatchNorm2d):
+            module.weight.data.uniform_(0.6, 0.9, generator=generator)
+            module.bias.data.uniform_(-0.1, 0.2, generator=generator)
+    model.eval().requires_grad_(False)
+    for module in list(model.modules()):
+        if isinstance(module, nn.Sequential) and len(module) > 1 and isinstance(module[1], nn.BatchNorm2d):
+            module[0] = torch.nn.utils.fusion.fuse_conv_bn_eval(module[0], module[1])
+            module[1] = nn.Identity()
+    return model
+
+
+# -- dense peers ---------------------------------------------------------------------------------------------------------
+# Each takes the model, an example frame and the number of threads, and returns a function from a frame to the output.
+
+Runner = Callable[[Tensor], Tensor]
+
+
+def eager(model: nn.Module, example: Tensor, threads: int) -> Runner:
+    """PyTorch as it comes, channels last, batch norm folded."""
+    del example, threads
+    model = model.to(memory_format=torch.channels_last)
+    return lambda x: model(x.to(memory_format=torch.channels_last))
+
+
+def compiled(model: nn.Module, example: Tensor, threads: int) -> Runner:
+    """torch.compile with frozen (prepacked) weights."""
+    del threads
+    import torch._dynamo
+    import torch._inductor.config
+
+    torch._inductor.config.freezing = True
+    torch._dynamo.reset()
+    run = torch.compile(model.to(memory_format=torch.channels_last))
+    run(example.to(memory_format=torch.channels_last))
+    return lambda x: run(x.to(memory_format=torch.channels_last))
+
+
+def _onnx_bytes(model: nn.Module, example: Tensor) -> bytes:
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise MissingPeer("onnx is not installed; pip install 'sightline[bench]'") from error
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (example,), buffer, dynamo=False, input_names=["frame"], opset_version=17)
+    return buffer.getvalue()
+
+
+def onnxruntime(model: nn.Module | bytes, example: Tensor, threads: int) -> Runner:
+    """ONNX Runtime's CPU provider with all graph optimisations (its default)."""
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise MissingPeer("onnxruntime is not installed; pip install 'sightline[bench]'") from error
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if threads > 1:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    data = model if isinstance(model, bytes) else _onnx_bytes(model, example)
+    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+
+def openvino(model: nn.Module | bytes, example: Tensor, threads: int) -> Runner:
+    """OpenVINO in float32, set up for latency."""
+    os.environ.setdefault("OPENVINO_TELEMETRY_DISABLED", "1")
+    try:
+        import openvino as ov
+    except ImportError as error:
+        raise MissingPeer("openvino is not installed; pip install 'sightline[bench]'") from error
+    core = ov.Core()
+    data = model if isinstance(model, bytes) else _onnx_bytes(model, example)
+    read = core.read_model(data, b"")
+    read.reshape(list(example.shape))
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    request = core.compile_model(read, "CPU", settings).create_infer_request()
+    return lambda x: torch.from_numpy(request.infer([x.numpy()], share_inputs=True)[0])
+
+
+PEERS: dict[str, tuple[Callable[[Any, Tensor, int], Runner], bool]] = {
+    # name: (how to make it, whether it runs in threads of its own)
+    "eager": (eager, False),
+    "torch.compile": (compiled, False),
+    "onnxruntime": (onnxruntime, False),
+    "openvino": (openvino, True),
+}
