@@ -110,30 +110,36 @@ class AxisTaps:
         return cls(np.where(index < hi, index, -1), n_in)
 
     @classmethod
-    def nearest(cls, n_in: int, n_out: int, scale: float | None = None) -> AxisTaps:
-        """One tap per output, as ``interpolate(mode="nearest")`` picks it.
+    def nearest(cls, n_in: int, n_out: int, scale: float | None = None, *, small: bool = True, dtype: DTypeLike = np.float32) -> AxisTaps:
+        """One tap per output, as ``interpolate(mode="nearest")`` picks it on the CPU.
 
-        torch rounds ``floor(o * n_in / n_out)`` in float32, and so does this table; the sizes n_in and 2 * n_in, where rounding would
-        show most, are exact in both. (For float64 maps torch rounds otherwise, which differs at a few outputs of very few pairs
-        of sizes, such as 45 to 129.)
+        torch has two kernels that round ``floor(o * n_in / n_out)`` differently. The one for small maps takes float32 always, and
+        exact halves if an axis keeps or doubles its size, whatever the scale. The other rounds in the map's own precision. They
+        disagree where a given scale contradicts the sizes (2.125 from 5 to 10), and for float64 maps at a few sizes (45 to 129).
 
         Args:
             n_in: number of inputs.
             n_out: number of outputs.
             scale: the scale factor if the caller gave one to torch (it is then used in place of n_out / n_in); else None.
+            small: torch takes the kernel for small maps: output rows + columns are at most 128, or the map lies channels-last in memory
+                and has more than 3 channels.
+            dtype: float32 or float64, of the map; without effect if `small`. torch takes float32 for half-precision maps.
 
         Raises:
             ShapeError: a size below 1, or a scale that is not positive.
+            DTypeError: another dtype.
 
         Example:
             >>> AxisTaps.nearest(2, 5).index.ravel().tolist()
             [0, 0, 0, 1, 1]
         """
-        ratio = _ratio(n_in, n_out, scale, np.dtype(np.float32))
-        if n_out in (n_in, 2 * n_in):
+        precision = np.dtype(np.float32) if small else _floating(dtype)
+        ratio = _ratio(n_in, n_out, scale, precision)
+        if small and n_out in (n_in, 2 * n_in):
             return cls.gather(np.arange(n_out) // (n_out // n_in), n_in)
-        position = np.arange(n_out, dtype=np.float32) * np.float32(ratio)
-        return cls.gather(np.minimum(np.floor(position).astype(np.int64), n_in - 1), n_in)
+        position = np.arange(n_out, dtype=precision) * precision.type(ratio)
+        # torch calls the float32 floor even for float64 positions, which lifts one that is a hair below a whole number
+        return cls.gather(np.minimum(np.floor(position.astype(np.float32)).astype(np.int64), n_in - 1), n_in)
 
     @classmethod
     def linear(
@@ -432,6 +438,7 @@ class WindowFootprint:
         align_corners: bool = False,
         scales: tuple[float | None, float | None] | None = None,
         dtype: DTypeLike = np.float32,
+        channels_last: bool = False,
     ) -> WindowFootprint:
         """``torch.nn.functional.interpolate`` to a size; bilinear and bicubic tables carry weights.
 
@@ -441,7 +448,8 @@ class WindowFootprint:
             size: (h, w) of the output.
             align_corners: as in torch; not for nearest.
             scales: (y, x) scale factors if torch got them instead of a size; None: from the sizes.
-            dtype: of the weights, as in `AxisTaps.linear`.
+            dtype: float32 or float64: of the weights, as in `AxisTaps.linear`, and of the map, as in `AxisTaps.nearest`.
+            channels_last: the map lies channels-last in memory and has more than 3 channels; matters to "nearest" only.
 
         Raises:
             ShapeError: an unknown mode, a size below 1, or a scale that is not positive.
@@ -454,7 +462,8 @@ class WindowFootprint:
         factors = scales if scales is not None else (None, None)
         axes = list(zip((in_grid.h, in_grid.w), size, factors, strict=True))
         if mode == "nearest":
-            rows, cols = (AxisTaps.nearest(n_in, n_out, scale) for n_in, n_out, scale in axes)
+            small = channels_last or sum(size) <= 128
+            rows, cols = (AxisTaps.nearest(n_in, n_out, scale, small=small, dtype=dtype) for n_in, n_out, scale in axes)
         elif mode in ("bilinear", "bicubic"):
             table = AxisTaps.linear if mode == "bilinear" else AxisTaps.cubic
             rows, cols = (table(n_in, n_out, align_corners=align_corners, scale=scale, dtype=dtype) for n_in, n_out, scale in axes)

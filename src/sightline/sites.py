@@ -255,6 +255,8 @@ class Sites:
             return NotImplemented
         return self._grid == other._grid and torch.equal(self._mask, other._mask.to(self.device))
 
+    __hash__ = None  # type: ignore[assignment]  # a hash of the content would have to wait for the device
+
     # -- other grids --------------------------------------------------------------------------------------------------------------
 
     def resize(self, h: int, w: int, mode: Literal["any", "nearest"] = "any") -> Sites:

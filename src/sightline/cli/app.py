@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,9 @@ def plain_errors() -> Iterator[None]:
     if os.environ.get("SIGHTLINE_DEBUG") == "1":
         yield
         return
+    torch_log = logging.getLogger("torch")  # a network that cannot be captured makes it print tracebacks of its own
+    level = torch_log.level
+    torch_log.setLevel(logging.CRITICAL)
     try:
         yield
     except SightlineError as error:
@@ -51,6 +55,8 @@ def plain_errors() -> Iterator[None]:
         reason = " ".join(str(error).split())
         _complain(f"this should not have happened ({type(error).__name__}: {reason}); SIGHTLINE_DEBUG=1 shows where, please report it")
         raise typer.Exit(1) from None
+    finally:
+        torch_log.setLevel(level)
 
 
 def _complain(sentence: str) -> None:
@@ -132,7 +138,8 @@ def stream_command(
     job.weights, job.output, job.report, job.json = weights, output, report, json
     job.samples, job.frames, job.start, job.blur, job.device, job.threads = samples, frames, start, blur, device, threads
     with plain_errors():
-        _finish(stream.run(job, quiet))
+        interrupted = stream.run(job, quiet)
+    _finish(interrupted)
 
 
 @app.command("demo", epilog="Example: sightline demo --output-dir out")
@@ -149,7 +156,8 @@ def demo_command(
     with plain_errors():
         job = demo.make_job(output_dir)
         job.frames, job.threads, job.stream["backend"] = frames, threads, backend
-        _finish(stream.run(job, quiet))
+        interrupted = stream.run(job, quiet)
+    _finish(interrupted)
 
 
 @app.command("doctor", epilog="Example: sightline doctor --json")

@@ -456,10 +456,10 @@ def _used(node: Traced) -> frozenset[int]:
 
 
 def _memory(value: Tensor) -> int:
-    return value.untyped_storage()._cdata
+    return int(value.untyped_storage()._cdata)
 
 
-def _stand_in(node: Node, result: Tensor) -> Tensor:
+def _stand_in(node: Node, result: Any) -> Tensor:
     """A tensor with a node's shape and element type, for calls that read nothing else; takes no memory."""
     return torch.empty(1, dtype=node.dtype, device=result.device).expand(node.shape or ())
 

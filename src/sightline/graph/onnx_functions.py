@@ -490,16 +490,16 @@ def _source_positions(n_in: int, n_out: int, scale: np.float32, transform: str) 
     """Where each output cell lies on the input axis, in float32 because ties are decided by its rounding."""
     cell, half = np.arange(n_out, dtype=np.float32), np.float32(0.5)
     if transform == "align_corners":
-        return cell * np.float32(n_in - 1) / np.float32(max(1, n_out - 1))
+        return np.asarray(cell * np.float32(n_in - 1) / np.float32(max(1, n_out - 1)), dtype=np.float32)
     if transform == "asymmetric":
-        return cell / scale
+        return np.asarray(cell / scale, dtype=np.float32)
     if transform == "pytorch_half_pixel" and n_out == 1:
         return cell
     if transform == "half_pixel_symmetric":
         adjustment = np.float32(n_out) / (scale * np.float32(n_in))
         offset = np.float32(n_in) / 2 * (1 - adjustment)
         return np.asarray(offset + (cell + half) / scale - half, dtype=np.float32)
-    return (cell + half) / scale - half
+    return np.asarray((cell + half) / scale - half, dtype=np.float32)
 
 
 def _cubic_kernel(distance: Array, a: float) -> Array:

@@ -178,8 +178,8 @@ class TorchExecutor(Executor):
         x = self._read(head.inputs[0])
         footprint = rules.rule_of(head).footprint(head)
         assert isinstance(footprint, WindowFootprint)
-        rows = torch.as_tensor(footprint.rows.index, device=x.device, dtype=torch.long)[index[:, 1]]
-        cols = torch.as_tensor(footprint.cols.index, device=x.device, dtype=torch.long)[index[:, 2]]
+        rows = torch.tensor(footprint.rows.index, device=x.device, dtype=torch.long)[index[:, 1]]
+        cols = torch.tensor(footprint.cols.index, device=x.device, dtype=torch.long)[index[:, 2]]
         windows = x[index[:, 0, None, None], :, rows[:, :, None].clamp(min=0), cols[:, None, :].clamp(min=0)]  # (k, kh, kw, c)
         outside = (rows < 0)[:, :, None] | (cols < 0)[:, None, :]
         windows = windows.masked_fill(outside[..., None], 0.0)

@@ -1,0 +1,187 @@
+"""Whole networks: the strongest dense peers, and Sightline with every layer at one density, with a real moving box, and standing still.
+
+"uniform d": every step of the network computes the same share d of its positions, in blobs (one mask per resolution), and the frame
+changes in such a blob; this measures the engine, not what a video would need. "exact box": a box of 5 % of the frame moves, the
+threshold is 0, and all masks follow from it. "static": the same frame again. All of these time `stream(frame)` as a user calls it;
+"program" rows time the native call alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import networks
+import torch
+from harness import Contestant, MissingPeer, blob_mask, main, must_agree, parser, race, show
+from torch import Tensor
+
+import sightline as sl
+from sightline.graph.executor import grid_of, run_chain
+
+DENSITIES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.01)
+NETWORKS = {"ResNet-50": networks.resnet50, "MobileNetV2": networks.mobilenet_v2}
+SIZES = ((224, 224), (480, 640))
+
+
+class Alternating:
+    """Two frames in turns, so that every call sees a change."""
+
+    def __init__(self, first: Tensor, second: Tensor) -> None:
+        self.frames = (first, second)
+        self.turn = 0
+
+    def __call__(self) -> Tensor:
+        self.turn ^= 1
+        return self.frames[self.turn]
+
+
+def changed(frame: Tensor, mask: Tensor) -> Tensor:
+    """The frame with other values where the mask is set."""
+    other = torch.rand(frame.shape, generator=torch.Generator().manual_seed(1))
+    return torch.where(mask, other, frame)
+
+
+def force(stream: sl.Stream, density: float) -> None:
+    """Makes every map of the network but the frame compute exactly a blob of this density; vectors are computed whole."""
+    executor: Any = stream._executor
+    for step in executor.plan.steps:
+        if step.head.op == "input":
+            continue
+        n, h, w = grid_of(step.output)
+        mask = blob_mask(h, w, density if h * w > 1 else 1.0)
+        executor.force_sites(step, mask.expand(n, h, w))
+
+
+def check_steps(stream: sl.Stream, what: str) -> float:
+    """Recomputes every step densely in PyTorch from the maps that it read; returns the largest relative error at its sites."""
+    executor: Any = stream._executor
+    worst = 0.0
+    for step in executor.plan.steps:
+        if step.head.op in {"input", "constant"} or executor.where(step)[1] == "a view":
+            continue
+        want, got = run_chain(step.nodes, executor._read), executor.value(step.output)
+        if want.dim() == 4:
+            sites = executor.sites_mask(step)[:, None].expand_as(want)
+            want, got = want[sites], got[sites]
+        worst = max(worst, must_agree(f"{what}, step {step.name}", got, want))
+    return worst
+
+
+def dense_contestants(model: torch.nn.Module, frames: Alternating, arguments: argparse.Namespace, notes: list[str]) -> list[Contestant]:
+    made = []
+    want = model(frames.frames[0])
+    for name, (build, own_threads) in networks.PEERS.items():
+        if arguments.peers and name not in arguments.peers.split(","):
+            continue
+        try:
+            run = build(copy.deepcopy(model), frames.frames[0], arguments.threads)
+        except MissingPeer as error:
+            notes.append(f"{name}: {error}")
+            continue
+        must_agree(name, run(frames.frames[0]), want, 1e-3)
+        made.append(Contestant(name, lambda run=run: run(frames()), own_threads=own_threads))  # type: ignore[misc]
+    return made
+
+
+def uniform_contestants(stream: sl.Stream, frame: Tensor, what: str) -> tuple[list[Contestant], float]:
+    made, worst = [], 0.0
+    stream(frame)
+    for density in DENSITIES:
+        frames = Alternating(frame, changed(frame, blob_mask(*frame.shape[2:], density)))
+
+        def prepare(density: float = density, frames: Alternating = frames) -> None:
+            force(stream, density)
+            frames.turn = 0
+            stream(frames.frames[0])
+
+        prepare()
+        stream(frames())
+        worst = max(worst, check_steps(stream, f"{what} at density {density}"))
+        macs = stream.stats.last.macs_done / stream.stats.last.macs_dense
+        run: Callable[[], object] = lambda frames=frames: stream(frames())  # noqa: E731
+        made.append(Contestant(f"uniform {density:g}", run, prepare=prepare, extra={"density": density, "macs_share": macs}))
+    return made, worst
+
+
+def real_contestants(stream: sl.Stream, model: torch.nn.Module, frame: Tensor, what: str) -> tuple[list[Contestant], float]:
+    """A moving box at threshold 0, a static frame, and the program call alone with nothing to do."""
+    h, w = frame.shape[2:]
+    side_h, side_w = round(h * 0.05**0.5), round(w * 0.05**0.5)
+    box = torch.zeros(h, w, dtype=torch.bool)
+    box[h // 3 : h // 3 + side_h, w // 3 : w // 3 + side_w] = True
+    frames = Alternating(frame, changed(frame, box))
+    stream(frame)
+    worst = 0.0
+    for _ in range(2):
+        current = frames()
+        worst = max(worst, must_agree(f"{what}: exact box", stream(current), model(current)))
+    macs = stream.stats.last.macs_done / stream.stats.last.macs_dense
+    executor: Any = stream._executor
+    made = [
+        Contestant("exact box 5%", lambda: stream(frames()), extra={"macs_share": macs, "input_density": 0.05}),
+        Contestant("static", lambda: stream(frame), prepare=lambda: stream(frame), extra={"macs_share": 0.0}),
+        Contestant("static, program", lambda: executor.run(frame), prepare=lambda: stream(frame), extra={"macs_share": 0.0}),
+    ]
+    stream(frame)
+    stream(frame)
+    if stream.stats.last.macs_done:
+        must_agree(f"{what}: a static frame computed something", torch.ones(1), torch.zeros(1))
+    return made, worst
+
+
+def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
+    cases: list[dict[str, Any]] = []
+    notes: list[str] = []
+    sizes = ((64, 64),) if arguments.quick else SIZES
+    if arguments.quick and not arguments.peers:
+        arguments.peers = "eager,onnxruntime"
+        notes.append("quick: torch.compile and openvino left out")
+    for name, build in NETWORKS.items():
+        for h, w in sizes:
+            case = f"{name} {h}x{w}"
+            if arguments.only not in case or (arguments.quick and name != "MobileNetV2"):
+                continue
+            cases.append(run_case(case, build(), (h, w), arguments, notes))
+    return cases, list(dict.fromkeys(notes))
+
+
+def run_case(case: str, model: torch.nn.Module, size: tuple[int, int], arguments: argparse.Namespace, notes: list[str]) -> dict[str, Any]:
+    torch.manual_seed(0)
+    frame = torch.rand(1, 3, *size)
+    stream = sl.stream(model, backend="native", example=frame)
+    uniform, worst_uniform = uniform_contestants(stream, frame, case)
+    real, worst_real = real_contestants(stream.clone(), model, frame, case)
+    full = Alternating(frame, changed(frame, torch.ones(size, dtype=torch.bool)))
+    rivals = [*dense_contestants(model, full, arguments, notes), *uniform, *real]
+    rounds, burst = (3, 1) if arguments.quick else (arguments.rounds, 2 if size[0] > 300 else 4)
+    rows = race(rivals, threads=arguments.threads, rounds=rounds, burst=burst, budget=arguments.budget)
+    show(case, rows)
+    summarise(rows)
+    return {
+        "case": case,
+        "macs": stream.stats.total.macs_dense // max(1, stream.stats.total.frames),
+        "relative_error": max(worst_uniform, worst_real),
+        "rows": rows,
+    }
+
+
+def summarise(rows: list[dict[str, Any]]) -> None:
+    """Prints speed-ups over the best dense peer."""
+    time = {row["contestant"]: row["seconds"]["median"] for row in rows}
+    dense = {name: time[name] for name in networks.PEERS if name in time}
+    if dense:
+        best = min(dense, key=lambda name: dense[name])
+        ratios = "  ".join(f"{name} {dense[best] / t:.2f}" for name, t in time.items() if name not in dense)
+        print(f"  against {best}: {ratios}", flush=True)
+
+
+if __name__ == "__main__":
+    command = parser("networks", __doc__ or "")
+    command.add_argument("--peers", default="", help="comma-separated dense peers; default: all of " + ", ".join(networks.PEERS))
+    command.add_argument("--rounds", type=int, default=9, help="turns of every contestant")
+    command.add_argument("--budget", type=float, default=150.0, help="seconds per network and size after which no new round starts")
+    sys.exit(main(command.parse_args(), measure))

@@ -1,0 +1,1 @@
+"""Networks as graphs: capture, rules, plans and the executors that run them."""

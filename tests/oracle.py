@@ -1,0 +1,123 @@
+"""The tolerance law, and what else is said of computed values; one table of floors for the whole test run.
+
+The law: the error against float64 is at most twice that of plain PyTorch in the same element type, plus a floor per type. Errors are
+the largest absolute difference of a tensor; the floor is relative to its largest exact value.
+
+What belongs here: assert helpers on values (each has a test that it can fail, in test_oracle.py). What does not: what is computed
+(cases.py, networks.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from sightline.graph.executor import Executor, run_chain
+from sightline.graph.ir import Node
+from sightline.graph.plan import Step
+
+# A few units in the last place of the largest value: what another order of additions costs where plain PyTorch happens to be exact.
+FLOORS: dict[torch.dtype, float] = {
+    torch.float64: 4 * torch.finfo(torch.float64).eps,
+    torch.float32: 4 * torch.finfo(torch.float32).eps,
+    torch.bfloat16: 1 * torch.finfo(torch.bfloat16).eps,
+    torch.float16: 2 * torch.finfo(torch.float16).eps,
+}
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors of a nested result, in order."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def error(got: Tensor, exact: Tensor) -> float:
+    """Largest absolute difference; infinite where one is NaN or infinite and the other is something else."""
+    assert got.shape == exact.shape, f"shape {tuple(got.shape)}, expected {tuple(exact.shape)}"
+    ours, theirs = got.detach().to(torch.float64), exact.detach().to(torch.float64)
+    if not ours.numel():
+        return 0.0
+    same = (ours == theirs) | (ours.isnan() & theirs.isnan())
+    difference = torch.where(same, 0.0, (ours - theirs).abs())
+    return float(torch.where(difference.isnan(), torch.inf, difference).max())
+
+
+def allowed(plain: Tensor, exact: Tensor) -> float:
+    """The largest error that the law lets pass."""
+    finite = exact.detach().to(torch.float64).nan_to_num(0.0, 0.0, 0.0)
+    scale = float(finite.abs().max()) if finite.numel() else 0.0
+    return 2 * error(plain, exact) + FLOORS[plain.dtype] * scale
+
+
+def assert_law(got: Any, plain: Any, exact: Any, where: str = "") -> None:
+    """Fails unless every tensor of a result obeys the tolerance law.
+
+    Args:
+        got: what is tested; any nesting of tensors.
+        plain: the same from PyTorch in the same element type.
+        exact: the same in float64.
+        where: what the message begins with.
+    """
+    results = [tensors(value) for value in (got, plain, exact)]
+    assert len({len(result) for result in results}) == 1, f"{where}: {[len(result) for result in results]} tensors"
+    assert results[0], f"{where}: no tensors at all"
+    for index, (ours, theirs, truth) in enumerate(zip(*results, strict=True)):
+        assert ours.dtype == theirs.dtype, f"{where}: output {index} is {ours.dtype}, PyTorch's is {theirs.dtype}"
+        if not ours.is_floating_point():
+            assert torch.equal(ours, theirs), f"{where}: output {index} (not of floats) differs"
+            continue
+        ours_off, most = error(ours, truth), allowed(theirs, truth)
+        assert ours_off <= most, f"{where}: output {index} of {tuple(ours.shape)}: error {ours_off:.3g}, allowed {most:.3g}"
+
+
+def assert_bits_equal(got: Any, wanted: Any, where: str = "") -> None:
+    """Fails unless both results hold the same bits (NaN equals NaN of the same bits)."""
+    ours, theirs = tensors(got), tensors(wanted)
+    assert len(ours) == len(theirs), f"{where}: {len(ours)} tensors, expected {len(theirs)}"
+    for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        assert a.dtype == b.dtype and a.shape == b.shape, f"{where}: output {index}"
+        differs = bits(a) != bits(b)
+        assert not differs.any(), f"{where}: output {index} differs at {int(differs.sum())} of {differs.numel()} values"
+
+
+def bits(value: Tensor) -> Tensor:
+    """The same memory as integers."""
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return value.detach().contiguous().view(kinds[value.element_size()])
+
+
+def distance(delta: Tensor, norm: str) -> Tensor:
+    """Size of a difference (n, c, h, w) or (n, c) at every position, in the norm that thresholds are measured with."""
+    if norm == "max":
+        return delta.abs().amax(1)
+    size = delta.square().sum(1)
+    return (size / delta.shape[1]).sqrt() if norm == "rms" else size.sqrt()
+
+
+def assert_within(executor: Executor, thresholds: Mapping[Step, float], norm: str, where: str = "") -> None:
+    """Law 2: what every step holds lies within its threshold of what its inputs, as held, give.
+
+    Recomputed twice: in float64, and in the element type of the map, whose error is forgiven by the tolerance law.
+    """
+
+    def exact_input(node: Node) -> Tensor:
+        value = executor.value(node)
+        return value.to(torch.float64) if isinstance(value, Tensor) and value.is_floating_point() else value  # type: ignore[return-value]
+
+    for step in executor.plan.steps:
+        if step.head.op in {"input", "constant"}:
+            continue
+        held = executor.value(step.output)
+        if not isinstance(held, Tensor) or not held.is_floating_point() or not held.numel():
+            continue
+        exact, plain = run_chain(step.nodes, exact_input), run_chain(step.nodes, lambda node: executor.value(node))  # type: ignore[arg-type, return-value]
+        limit = thresholds.get(step, 0.0) if held.dim() in {2, 4} else 0.0
+        # relative part: the executor compares in the map's own type
+        slack = allowed(plain, exact) * held.shape[1] ** 0.5 + limit * 4 * torch.finfo(held.dtype).eps * held.shape[1]
+        delta = exact - held.to(torch.float64)
+        size = distance(delta, norm) if held.dim() in {2, 4} else delta.abs()
+        worst = float(torch.where(exact.sum(1) == held.sum(1), 0.0, size).max()) if held.dim() in {2, 4} else float(size.max())
+        assert worst <= limit + slack, f"{where}: {step.name} ({step.head.op}) is {worst:.4g} away, threshold {limit:.4g}"
