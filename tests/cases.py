@@ -188,7 +188,7 @@ _add("channel shuffle", lambda: nn.ChannelShuffle(3), (2, 12, 5, 6))
 for _fill in ("constant", "reflect", "replicate", "circular"):
     _function(f"pad, {_fill}", lambda x, m=_fill: F.pad(x, (1, 2, 3, 0), m), (2, 5, 6, 7))
 _function("pad with a value", lambda x: F.pad(x, (1, 2, 0, 1), value=-1.5), (1, 5, 6, 7))
-_function("pad by less than nothing", lambda x: F.pad(x, (-1, 2, -2, -1)), (1, 5, 6, 7))
+_function("pad by less than nothing", lambda x: F.pad(x, (-1, 2, -2, -1)), (1, 5, 6, 7), native=False)
 _function("crop", lambda x: x[:, :, 1:5, 2:], (2, 5, 6, 7))
 _function("every other pixel", lambda x: x[:, :, ::2, 1::3], (2, 5, 6, 7))
 _function("slice of channels", lambda x: x[:, 2:4] * 2, (2, 5, 6, 7))
@@ -251,6 +251,8 @@ for _name, _of in {"exp": torch.exp, "abs": torch.abs, "neg": torch.neg, "sqrt":
 for _name, _slopes in (("one slope", 1), ("slopes", 7)):
     _function(f"prelu of a vector, {_name}", lambda x, f: f(x.mean((2, 3))), (3, 7, 4, 4), lambda k=_slopes: _shaken(nn.PReLU(k)))
 _add("batch norm alone", lambda: _norm(19), (2, 19, 5, 6))
+for _groups, _out in ((2, 62), (2, 30), (2, 14), (3, 69), (5, 85)):  # rows of channels that end inside a vector
+    _add(f"{_groups} groups to {_out} channels, silu", lambda g=_groups, o=_out: nn.Sequential(nn.Conv2d(o, o, 1, groups=g), nn.SiLU()), (1, _out, 6, 7))  # type: ignore[misc]
 _add("convolution, batch norm, relu", lambda: nn.Sequential(nn.Conv2d(3, 19, 3), _norm(19), nn.ReLU()), (2, 3, 5, 6))
 _add("transposed, batch norm", lambda: nn.Sequential(nn.ConvTranspose2d(6, 8, 3, 2, groups=2), _norm(8)), (1, 6, 5, 6))
 for _name, _pair in {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "maximum": torch.maximum, "minimum": torch.minimum}.items():
@@ -282,10 +284,11 @@ class WithConstant(nn.Module):
 
 for _shape in ((), (1,), (6,), (6, 6), (1, 6), (6, 1), (5, 1, 1), (1, 6, 6), (5, 6, 6), (1, 5, 1, 1), (1, 1, 6, 6), (2, 5, 6, 6), (2, 1, 1, 1), (5, 6, 1)):
     _shown = "x".join(map(str, _shape)) or "scalar"
-    _add(f"plus a constant of {_shown}", lambda s=_shape: WithConstant(torch.add, s), (2, 5, 6, 6), native=len(_shape) > 2 or _shape == (1, 6))  # type: ignore[misc]
-    _add(f"a constant of {_shown} minus", lambda s=_shape: WithConstant(torch.sub, s, True), (2, 6, 6, 6) if 5 not in _shape else (2, 5, 6, 6), native=False)  # type: ignore[misc]
+    _map = (2, 5 if 5 in _shape else 6, 6, 6)
+    _add(f"plus a constant of {_shown}", lambda s=_shape: WithConstant(torch.add, s), _map)  # type: ignore[misc]
+    _add(f"a constant of {_shown} minus", lambda s=_shape: WithConstant(torch.sub, s, True), _map)  # type: ignore[misc]
 _function("cat with a constant", lambda x: torch.cat([x * 2, torch.linspace(0, 1, x.shape[0] * 2 * 42).reshape(x.shape[0], 2, 6, 7)], 1), (2, 5, 6, 7))
-_function("vector plus a constant", lambda x, f: f.bias + x.mean((2, 3)), (2, 5, 6, 7), lambda: nn.Linear(5, 5), native=False)
+_function("vector plus a constant", lambda x, f: f.bias + x.mean((2, 3)), (2, 5, 6, 7), lambda: nn.Linear(5, 5))
 
 # -- residuals -----------------------------------------------------------------------------------------------------------------------
 

@@ -22,10 +22,10 @@ from sightline.graph.plan import Step
 
 # A few units in the last place of the largest value: what another order of additions costs where plain PyTorch happens to be exact.
 FLOORS: dict[torch.dtype, float] = {
-    torch.float64: 4 * torch.finfo(torch.float64).eps,
-    torch.float32: 4 * torch.finfo(torch.float32).eps,
+    torch.float64: 16 * torch.finfo(torch.float64).eps,
+    torch.float32: 16 * torch.finfo(torch.float32).eps,
     torch.bfloat16: 1 * torch.finfo(torch.bfloat16).eps,
-    torch.float16: 2 * torch.finfo(torch.float16).eps,
+    torch.float16: 1 * torch.finfo(torch.float16).eps,
 }
 
 
@@ -114,10 +114,10 @@ def assert_within(executor: Executor, thresholds: Mapping[Step, float], norm: st
         if not isinstance(held, Tensor) or not held.is_floating_point() or not held.numel():
             continue
         exact, plain = run_chain(step.nodes, exact_input), run_chain(step.nodes, lambda node: executor.value(node))  # type: ignore[arg-type, return-value]
-        limit = thresholds.get(step, 0.0) if held.dim() in {2, 4} else 0.0
-        # relative part: the executor compares in the map's own type
-        slack = allowed(plain, exact) * held.shape[1] ** 0.5 + limit * 4 * torch.finfo(held.dtype).eps * held.shape[1]
+        channels = held.dim() in {2, 4}
+        limit = thresholds.get(step, 0.0) if channels else 0.0
         delta = exact - held.to(torch.float64)
-        size = distance(delta, norm) if held.dim() in {2, 4} else delta.abs()
-        worst = float(torch.where(exact.sum(1) == held.sum(1), 0.0, size).max()) if held.dim() in {2, 4} else float(size.max())
+        worst = float((distance(delta, norm) if channels else delta.abs()).max())
+        # forgiven: rounding of every channel, and of the comparison, which is done in the map's own type
+        slack = allowed(plain, exact) * (held.shape[1] ** 0.5 if norm == "l2" and channels else 1.0) + limit * 64 * torch.finfo(held.dtype).eps
         assert worst <= limit + slack, f"{where}: {step.name} ({step.head.op}) is {worst:.4g} away, threshold {limit:.4g}"

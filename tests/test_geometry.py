@@ -247,6 +247,8 @@ def test_fractional_stride_without_phases_is_nearest_upsampling() -> None:
     field = ReceptiveField(1, Fraction(2, 3), 0)
     assert [field.box(unit)[0] for unit in range(-1, 6)] == [-1, 0, 0, 1, 2, 2, 3]
     assert field == ReceptiveField(1, 1, 0).through_phases([(0,), (0,), (1,)], shift=2)
+    twice = [(0,), (0,), (1,), (2,), (2,), (3,)]  # the same pattern written down twice is the same field
+    assert field == ReceptiveField(1, 1, 0).through_phases(twice, shift=4)
     assert ReceptiveField(1, Fraction(4, 2), 0).stride == 2 and ReceptiveField(3, 1, 5).centre(2) == 8
 
 

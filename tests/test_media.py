@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import resource
 import wave
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,12 @@ def make_video(path: Path, count: int = 10, size: tuple[int, int] = SIZE, fps: f
         for index in range(count):
             writer.write(picture(index, size))
     return path
+
+
+def write_all(writer: VideoWriter, images: Iterable[Image]) -> None:
+    with writer:
+        for image in images:
+            writer.write(image)
 
 
 def bar_place(image: Image) -> int:
@@ -214,9 +220,13 @@ def test_a_video_appears_only_when_it_is_complete(tmp_path: Path) -> None:
 
 
 def test_an_error_within_removes_the_partial_video(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), VideoWriter(tmp_path / "v.mp4", 10.0) as writer:
-        writer.write(picture(0))
-        raise ZeroDivisionError
+    def interrupted() -> None:
+        with VideoWriter(tmp_path / "v.mp4", 10.0) as writer:
+            writer.write(picture(0))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -243,11 +253,9 @@ def small_files() -> Iterator[None]:
 
 @pytest.mark.usefixtures("small_files")
 def test_a_file_that_cannot_grow_is_removed(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0)
+    noise = np.random.default_rng(0).integers(0, 255, (60, 256, 256, 3), dtype=np.uint8)
     with pytest.raises(MediaError, match=r"--output: writing .* failed, and the partial file was removed"):
-        with VideoWriter(tmp_path / "v.mp4", 10.0) as writer:
-            for _ in range(60):
-                writer.write(noise.integers(0, 255, (256, 256, 3), dtype=np.uint8))
+        write_all(VideoWriter(tmp_path / "v.mp4", 10.0), noise)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -264,9 +272,8 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     writer = VideoWriter(tmp_path / "v.mp4", 10.0)
     monkeypatch.setattr(writer, "_file", FullFile(writer._file))
-    with pytest.raises(MediaError, match="the disk is full"), writer:
-        for index in range(80):
-            writer.write(picture(index))
+    with pytest.raises(MediaError, match="the disk is full"):
+        write_all(writer, [picture(index) for index in range(80)])
     assert list(tmp_path.iterdir()) == []
 
 

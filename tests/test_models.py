@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import types
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-import sightline.models as models
+from sightline import models
 from sightline.errors import CaptureError
 from sightline.models import ModelSpec, load_model, load_weights, parse_spec
 
@@ -126,8 +127,8 @@ def test_a_missing_file_is_named(spec: str) -> None:
 
 def test_an_exported_program_gives_its_graph_its_size_and_a_dense_run(tmp_path: Path) -> None:
     model = small().eval()
-    program = torch.export.export(model, (torch.rand(1, 3, 20, 30),))  # noqa: TID251
-    torch.export.save(program, tmp_path / "net.pt2")  # noqa: TID251
+    program = torch.export.export(model, (torch.rand(1, 3, 20, 30),))
+    torch.export.save(program, tmp_path / "net.pt2")
     loaded = load_model(str(tmp_path / "net.pt2"))
     frame = torch.rand(1, 3, 20, 30)
     assert loaded.size == (30, 20)
@@ -263,7 +264,11 @@ def test_timm_loads_its_weights_by_tag(libraries: list[dict[str, Any]]) -> None:
     assert loaded.size == (192, 224)
     load_model("timm:resnet50", "pretrained")
     load_model("timm:resnet50")
-    assert [(call["name"], call["pretrained"]) for call in libraries] == [("resnet50.a1_in1k", True), ("resnet50", True), ("resnet50", False)]
+    assert [(call["name"], call["pretrained"]) for call in libraries] == [
+        ("resnet50.a1_in1k", True),
+        ("resnet50", True),
+        ("resnet50", False),
+    ]
 
 
 @pytest.mark.usefixtures("libraries")
@@ -292,6 +297,6 @@ def test_a_library_that_does_not_import_is_told_with_the_remedy(monkeypatch: pyt
     def fail(name: str) -> None:
         raise error
 
-    monkeypatch.setattr(models.importlib, "import_module", fail)
+    monkeypatch.setattr(importlib, "import_module", fail)
     with pytest.raises(CaptureError, match=says):
         load_model("torchvision:resnet50")

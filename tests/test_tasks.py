@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from sightline.tasks import choose_task, output_tensors
 from sightline.tasks.centerface import Faces, FaceTask, decode, match, overlaps, suppress
 from sightline.tasks.classify import Classes, ClassifyTask
-from sightline.tasks.drawing import beside, blend, blur_boxes, class_colours, colour_map, draw_boxes, draw_points, heat_overlay, write_corner
+from sightline.tasks.drawing import (
+    beside,
+    blend,
+    blur_boxes,
+    class_colours,
+    colour_map,
+    draw_boxes,
+    draw_points,
+    heat_overlay,
+    write_corner,
+)
 from sightline.tasks.generic import MapTask
 
 GREY = np.full((80, 120, 3), 128, np.uint8)
@@ -38,8 +48,9 @@ def test_a_face_is_decoded_at_its_place() -> None:
     faces = decode(face_maps((5, 10, 0.9, 20.0, 12.0)), (96, 64))
     assert len(faces) == 1
     assert faces.scores[0] == pytest.approx(0.9)
+    half = np.array([10.0, 6.0])
     middle = np.array([(5 + 0.25 + 0.5) * 4, (10 - 0.5 + 0.5) * 4])
-    expected = np.concatenate([middle - (10, 6), middle + (10, 6)]) / (64, 96, 64, 96)
+    expected = np.stack([middle - half, middle + half]).ravel() / (64, 96, 64, 96)
     np.testing.assert_allclose(faces.boxes[0], expected, rtol=1e-6)
     np.testing.assert_allclose(faces.landmarks[0], np.tile(middle / (64, 96), (5, 1)), rtol=1e-6)
 
@@ -55,7 +66,7 @@ def test_no_face_is_an_empty_finding_everywhere() -> None:
     assert len(none) == 0
     assert task.caption(none) == "0 faces"
     assert np.array_equal(task.draw(GREY, none), GREY)
-    assert task.agreement(none, none) == {"dense": 0, "streamed": 0, "both": 0}
+    assert task.agreement(none, none) == dict.fromkeys(("dense", "streamed", "both", "sure", "sure_found"), 0)
     assert {measure.key: measure.value for measure in task.measures([task.agreement(none, none)])}["face_f1"] == 1.0
 
 
@@ -102,9 +113,18 @@ def test_faces_are_matched_once_each() -> None:
     assert match(first, moved) == 1
     assert match(first, make_faces()) == 0
     counts = FaceTask().agreement(first, moved)
-    assert counts == {"dense": 2, "streamed": 2, "both": 1}
-    measures = {measure.key: measure.value for measure in FaceTask().measures([counts, {"dense": 1, "streamed": 1, "both": 1}])}
-    assert measures == {"faces_dense": 3, "faces_kept": 2, "faces_extra": 1, "face_f1": pytest.approx(2 / 3)}
+    assert counts == {"dense": 2, "streamed": 2, "both": 1, "sure": 2, "sure_found": 1}
+    second: dict[str, float] = {"dense": 1, "streamed": 1, "both": 1, "sure": 0, "sure_found": 0}
+    measures = {measure.key: measure.value for measure in FaceTask().measures([counts, second])}
+    assert measures == {
+        "faces_dense": 3, "faces_kept": 2, "faces_extra": 1, "faces_sure": 2, "faces_sure_kept": 1, "face_f1": pytest.approx(2 / 3),
+    }  # fmt: skip
+
+
+def test_only_sure_faces_count_as_sure() -> None:
+    faces = make_faces((0.1, 0.1, 0.3, 0.3), (0.5, 0.5, 0.7, 0.7))
+    faces.scores[:] = (0.51, 0.49)
+    assert FaceTask().agreement(faces, make_faces()) == {"dense": 2, "streamed": 0, "both": 0, "sure": 1, "sure_found": 0}
 
 
 def test_reference_outputs_hold_the_face_of_their_picture(shared_data: Path) -> None:

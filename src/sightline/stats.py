@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Site:
+    """What is counted at one call site: its name, its number of positions, the multiply-accumulates of a dense run."""
+
+    name: str
+    positions: int
+    macs: int
 
 
 @dataclass
@@ -41,25 +51,63 @@ class FrameStats:
         }
 
 
-@dataclass
 class Stats:
-    """`last`: the last frame. `total`: all frames since the start or the last reset, the first (dense) one included."""
+    """`last`: the last frame. `total`: all frames since the start or the last reset, the first (dense) one included.
 
-    last: FrameStats = field(default_factory=FrameStats)
-    total: FrameStats = field(default_factory=FrameStats)
+    Adding a frame only adds up integers; names and shares are worked out when somebody looks.
+    """
 
-    def add(self, frame: FrameStats) -> None:
-        """Counts one more frame."""
-        before = self.total
-        n = before.frames
-        self.total = FrameStats(
-            frames=n + 1,
-            density={name: (before.density.get(name, 0.0) * n + d) / (n + 1) for name, d in frame.density.items()},
-            macs_done=before.macs_done + frame.macs_done,
-            macs_dense=before.macs_dense + frame.macs_dense,
-            seconds=before.seconds + frame.seconds,
+    def __init__(self) -> None:
+        self._sites: Sequence[Site] = ()
+        self._last: list[int] = []
+        self._sum: list[int] = []
+        self._frames = 0
+        self._last_seconds = 0.0
+        self._seconds = 0.0
+
+    def add(self, sites: Sequence[Site], counts: list[int], seconds: float) -> None:
+        """Counts one more frame.
+
+        Args:
+            sites: the call sites, in a fixed order; the same object as long as the network is the same.
+            counts: for each, how many positions were computed.
+            seconds: wall time.
+        """
+        if sites is not self._sites:  # the set of parts of a model may grow
+            known = dict(zip((site.name for site in self._sites), self._sum, strict=True))
+            self._sites, self._sum = sites, [known.get(site.name, 0) for site in sites]
+        self._last = counts
+        self._sum = [a + b for a, b in zip(self._sum, counts, strict=True)]
+        self._frames += 1
+        self._last_seconds = seconds
+        self._seconds += seconds
+
+    @property
+    def last_counts(self) -> list[int]:
+        """Positions computed in the last frame, in the order of the call sites."""
+        return self._last
+
+    @property
+    def last(self) -> FrameStats:
+        """Cost of the last frame."""
+        return self._stats(self._last, min(self._frames, 1), self._last_seconds)
+
+    @property
+    def total(self) -> FrameStats:
+        """Cost of all frames together; densities are means."""
+        return self._stats(self._sum, self._frames, self._seconds)
+
+    def _stats(self, counts: list[int], frames: int, seconds: float) -> FrameStats:
+        if not frames:
+            return FrameStats()
+        shares = [count / site.positions for site, count in zip(self._sites, counts, strict=True)]
+        return FrameStats(
+            frames,
+            {site.name: share / frames for site, share in zip(self._sites, shares, strict=True)},
+            sum(round(site.macs * share) for site, share in zip(self._sites, shares, strict=True)),
+            sum(site.macs for site in self._sites) * frames,
+            seconds,
         )
-        self.last = frame
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, ready for JSON."""

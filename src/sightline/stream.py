@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from sightline.errors import BackendError, CaptureError, DeviceError, DTypeError, ShapeError
+from sightline.errors import BackendError, CaptureError, DeviceError, DTypeError, FrameError, ShapeError
 from sightline.explain import Explanation
 from sightline.graph import native
 from sightline.graph.capture import capture, load_exported
@@ -26,7 +26,7 @@ from sightline.graph.lower import Lowered
 from sightline.graph.plan import Plan, Step, make_plan
 from sightline.graph.torch_executor import TorchExecutor
 from sightline.partial import PartialModel
-from sightline.stats import FrameStats, Stats
+from sightline.stats import Site, Stats
 from sightline.thresholds import Thresholds
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def stream(
             `Graph`, an exported program (.pt2), or an `OnnxModel`. Weights are copied when the first frame comes: later changes
             of the model are not seen.
         threshold: a site counts as changed iff ``not (norm(new - held) <= threshold)``. One number >= 0 for all call sites, or a
-            mapping by name (missing names: 0). 0, the default, is exact.
+            mapping by name (missing names: 0); a `Thresholds` brings its own unit. 0, the default, is exact.
         threshold_unit: "std": in units of each map's own standard deviation on the first frame (0.03 is mild, 0.1 strong);
             "absolute": in the map's own units.
         input_threshold: the same for the frame itself; default: `threshold`, if that is one number. A string like "15abs" is
@@ -153,8 +153,12 @@ class Stream:
         self._executor: Executor | None = None
         self._partial: PartialModel | None = None
         self._std: dict[Step, float] = {}
+        self._sites: list[Site] = []
+        self._input_shown: float | None = None  # what the mapping shows for an absolute `input_threshold`
         self._seen_version = -1
-        self.thresholds = Thresholds(unit=threshold_unit)
+        self.thresholds = Thresholds(unit=threshold.unit if isinstance(threshold, Thresholds) else threshold_unit)
+        if self.thresholds.unit == "absolute":
+            self._input_absolute = False  # the same unit as all others
         self.stats = Stats()
         if example is not None:
             self._prepare(self._checked(example))
@@ -190,7 +194,7 @@ class Stream:
             self._apply_thresholds()
             first = executor.fresh
             start = time.perf_counter()
-            executor.run(frame if self._dtype is None else frame.to(self._dtype))
+            self._run(executor, frame if self._dtype is None else frame.to(self._dtype))
             outputs = self._outputs()
             seconds = time.perf_counter() - start
             if first:
@@ -200,6 +204,17 @@ class Stream:
             self._count(seconds)
             return outputs
 
+    def _run(self, executor: Executor, frame: torch.Tensor) -> None:
+        try:
+            executor.run(frame)
+        except FrameError:
+            if executor.fresh:
+                self._signature = None  # a bad first frame does not fix the size either
+            raise
+        except BaseException:
+            executor.reset()  # stopped in the middle (by an operator that raised, by Ctrl-C): what is held no longer fits together
+            raise
+
     def _outputs(self) -> Any:
         assert self._plan is not None
         assert self._executor is not None
@@ -208,15 +223,10 @@ class Stream:
         return values[0] if graph.output_tree is None else pytree.tree_unflatten(values, graph.output_tree)
 
     def _count(self, seconds: float) -> None:
-        assert self._plan is not None
         assert self._executor is not None
-        density: dict[str, float] = {}
-        done = 0
-        for step, count in self._executor.site_counts().items():
-            share = count / self._executor.positions(step)
-            density[step.name] = share
-            done += round(step.macs * share)
-        self.stats.add(FrameStats(1, density, done, self._plan.macs, seconds))
+        if not self._sites:
+            self._sites = [Site(step.name, self._executor.positions(step), step.macs) for step in self._executor.counted]
+        self.stats.add(self._sites, self._executor.site_counts(), seconds)
 
     def _checked(self, frame: torch.Tensor) -> torch.Tensor:
         if not isinstance(frame, torch.Tensor):
@@ -252,18 +262,19 @@ class Stream:
                 self._signature = self._signature_of_plan = signature
                 return
             self._lowered = self._lower(plan)
+            _copy_weights(plan.steps if self._lowered is None else self._lowered.reasons)
             self._plan, self._signature_of_plan, self._partial = plan, signature, None
         if self._partial is not None:
             self._signature = signature
             return
         assert self._plan is not None
+        self._init_thresholds()
         if self._lowered is not None:
             self._executor = native.NativeExecutor(self._lowered, self._norm, self._noise)
         else:
             self._executor = TorchExecutor(self._plan, self._norm, self._noise)
         self._signature = signature
         self._seen_version = -1
-        self._init_thresholds()
 
     _signature_of_plan: _Signature | None = None
 
@@ -296,21 +307,16 @@ class Stream:
         start = time.perf_counter()
         outputs = partial.run(frame)
         seconds = time.perf_counter() - start
-        frames = [(prefix, part.stats.last) for prefix, part in partial.streams()]
-        self.stats.add(
-            FrameStats(
-                1,
-                {f"{prefix}.{name}": value for prefix, last in frames for name, value in last.density.items()},
-                sum(last.macs_done for _, last in frames),
-                sum(last.macs_dense for _, last in frames),
-                seconds,
-            )
-        )
+        parts = list(partial.streams())
+        if len(self._sites) != sum(len(part._sites) for _, part in parts):
+            self._sites = [Site(f"{prefix}.{site.name}", site.positions, site.macs) for prefix, part in parts for site in part._sites]
+        self.stats.add(self._sites, [count for _, part in parts for count in part.stats.last_counts], seconds)
         names = {f"{prefix}.{name}": value for prefix, part in partial.streams() for name, value in part.thresholds.items()}
         if list(self.thresholds) != list(names):
             known = {**(self._default if isinstance(self._default, Mapping) else {}), **self.thresholds}
             self.thresholds = Thresholds({name: known.get(name, value) for name, value in names.items()}, self.thresholds.unit)
             self.thresholds._fix()
+            self._seen_version = -1
         return outputs
 
     def _capture(self, frame: torch.Tensor) -> Graph:
@@ -365,17 +371,19 @@ class Stream:
     def _init_thresholds(self) -> None:
         assert self._plan is not None
         names = [step.name for step in self._plan.steps if step.truncates]
-        if list(self.thresholds) == names:
+        if self.thresholds.fixed and list(self.thresholds) == names:
             return
         given = self._default if isinstance(self._default, Mapping) else dict.fromkeys(names, self._default)
         values = {name: float(given.get(name, 0.0)) for name in names}
         if self._input_threshold is not None and not self._input_absolute and "input" in values:
             values["input"] = self._input_threshold
-        fresh = Thresholds(values, self.thresholds.unit)
+        edited = dict(self.thresholds)  # before the first frame, or at another size
+        fresh = Thresholds({name: edited.get(name, value) for name, value in values.items()}, self.thresholds.unit)
         fresh._fix()  # noqa: SLF001  (same package)
-        for name in given if self._strict else ():
+        for name in [*given, *(() if self.thresholds.fixed else edited)] if self._strict else ():
             fresh[name]  # noqa: B018  (raises for a name that the network does not have)
         self.thresholds = fresh
+        self._input_shown = fresh.get("input")
 
     def _apply_thresholds(self) -> None:
         """Turns thresholds into absolute numbers where the executor needs them."""
@@ -384,8 +392,8 @@ class Stream:
             return
         for step in plan.steps:
             value = self.thresholds[step.name] if step.truncates else 0.0
-            if step.head.op == "input" and self._input_absolute:
-                value = self._input_threshold or 0.0
+            if step.head.op == "input" and self._input_absolute and value == self._input_shown:
+                value = self._show_input_threshold(step, executor)
             elif value > 0 and self.thresholds.unit == "std":
                 if executor.fresh:
                     continue  # the first frame is published whole; its statistics give the unit
@@ -395,6 +403,17 @@ class Stream:
             executor.set_threshold(step, value)
         self._seen_version = self.thresholds.version
 
+    def _show_input_threshold(self, step: Step, executor: Executor) -> float:
+        """The absolute threshold of the frame; once its unit is known, the mapping shows it, so that editing that entry takes over."""
+        value = self._input_threshold or 0.0
+        if not executor.fresh and step.truncates:
+            if step not in self._std:
+                self._std[step] = executor.std(step)
+            if self._std[step] > 0:
+                self.thresholds[step.name] = value / self._std[step]
+            self._input_shown = self.thresholds[step.name]
+        return value
+
     # -- state --------------------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
@@ -402,6 +421,7 @@ class Stream:
         with self._lock:
             self._signature = None
             self.stats = Stats()
+            self._sites = []
             self._std.clear()
             self._seen_version = -1
             self._executor = None
@@ -421,11 +441,12 @@ class Stream:
                 dtype=self._dtype,
             )
             twin._input_threshold, twin._input_absolute = self._input_threshold, self._input_absolute
+            twin._input_shown = self._input_shown
+            twin.thresholds.update(self.thresholds)
             if self._partial is not None:
                 return twin  # its parts are captured again
             twin._plan, twin._lowered, twin._signature_of_plan = self._plan, self._lowered, self._signature_of_plan
-            if self._plan is not None:
-                twin.thresholds = Thresholds(dict(self.thresholds), self.thresholds.unit)
+            if self.thresholds.fixed:
                 twin.thresholds._fix()
             return twin
 
@@ -478,6 +499,17 @@ class Stream:
             table = self._executor.memory() if self._executor is not None else {}
             shared = self._executor.weight_bytes if isinstance(self._executor, native.NativeExecutor) else 0
             return {"total": sum(table.values()), "tensors": table, "shared_weights": shared}
+
+
+def _copy_weights(steps: Iterable[Step]) -> None:
+    """Lets steps that run on torch hold weights of their own, as packed ones are: later changes of the model must not mix with held maps."""
+    copies: dict[int, torch.Tensor] = {}
+    for node in (node for step in steps for node in step.nodes):
+        for key, value in node.attrs.items():
+            if isinstance(value, torch.Tensor):
+                if id(value) not in copies:
+                    copies[id(value)] = value.detach().clone()
+                node.attrs[key] = copies[id(value)]
 
 
 def _own(value: object) -> object:

@@ -44,6 +44,11 @@ class Thresholds(MutableMapping[str, float]):
     def _fix(self) -> None:
         self._fixed = True
 
+    @property
+    def fixed(self) -> bool:
+        """Whether the set of names is that of a network."""
+        return self._fixed
+
     def __getitem__(self, name: str) -> float:
         if name not in self._values:
             raise ThresholdError(self._unknown(name))

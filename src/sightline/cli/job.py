@@ -243,13 +243,13 @@ class _Run:
         """Run the first frame, where a network shows whether it takes frames at all, and find out what it returns."""
         try:
             outputs = output_tensors(self.stream(tensor))
-        except SightlineError:
-            raise
         except Exception as error:
+            problem = self._why_not(tensor)
+            if problem is None:  # the network is content, so the fault is not its own
+                raise
             width, height = self.size
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
             raise CaptureError(
-                f"model: {self.loaded.name} does not run on a frame (1, 3, {height}, {width}): {type(error).__name__}: {reason}; "
+                f"model: {self.loaded.name} does not run on a frame (1, 3, {height}, {width}): {_first_line(problem)}; "
                 "it must take one picture (n, 3, h, w); try another --size"
             ) from error
         if not outputs:
@@ -259,6 +259,18 @@ class _Run:
         except ValueError as error:
             raise CaptureError(str(error)) from error
         return outputs
+
+    def _why_not(self, tensor: torch.Tensor) -> Exception | None:
+        """What the network itself says to a frame, without streaming; None if it is content or cannot be asked."""
+        model = self.loaded.model
+        if not isinstance(model, torch.nn.Module):
+            return None
+        try:
+            with torch.inference_mode():
+                model(tensor)
+        except Exception as error:
+            return error
+        return None
 
     def _compare(
         self, dense: DenseNetwork, tensor: torch.Tensor, outputs: Sequence[torch.Tensor], finding: Any, record: FrameRecord
@@ -481,8 +493,12 @@ def _make_stream(loaded: LoadedModel, job: Job) -> Any:
     except SightlineError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise CaptureError(f"model: {loaded.name} cannot be streamed: {type(error).__name__}: {reason}; see 'sightline doctor'") from error
+        raise CaptureError(f"model: {loaded.name} cannot be streamed: {_first_line(error)}; see 'sightline doctor'") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
 
 
 def _device(name: str) -> torch.device:

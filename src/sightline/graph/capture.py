@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
+import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -66,8 +69,7 @@ def capture(model: nn.Module, example: Tensor) -> Graph:
     name = type(model).__name__
     wrapper = _Wrapper(model)
     frame = torch.zeros(example.shape, dtype=example.dtype, device=example.device)
-    with _untouched(model, frame), _as_capture_error(name), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.export about itself
+    with _untouched(model, frame), _as_capture_error(name), torch.no_grad(), _quietly():
         program = torch.export.export(wrapper, (frame,), strict=False)
         tensors = {f"{_INNER}.{key}": value.detach() for key, value in _own_tensors(model)}
         outputs, walk = _walk(program, tensors, lambda path: path.partition(".")[2] if path else "")
@@ -91,8 +93,7 @@ def load_exported(program: ExportedProgram) -> Graph:
         CaptureError: the program takes something else than one tensor (n, c, h, w), or keeps state between calls.
     """
     name = _root_class(program)
-    with _as_capture_error(name), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _as_capture_error(name), torch.no_grad(), _quietly():
         frame = _frame_of(program)
         sizes = program.graph_module.graph.find_nodes(op="placeholder")
         value = next(node.meta["val"] for node in sizes if node.name == frame)
@@ -169,6 +170,32 @@ def _restore(container: Any, content: Any) -> None:
     elif len(container) != len(content):
         container.clear()
         container.update(content)
+
+
+_LOUD = ("torch.export._trace", "torch.fx.experimental.symbolic_shapes")
+
+
+def _drop(_record: logging.LogRecord) -> bool:
+    return False
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep the tracer's remarks about itself from the user: warnings, log lines, and the program that it prints when it fails.
+
+    What the model itself writes to stderr is passed on, unless it fails.
+    """
+    written = io.StringIO()
+    for name in _LOUD:
+        logging.getLogger(name).addFilter(_drop)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(written):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name in _LOUD:
+            logging.getLogger(name).removeFilter(_drop)
+    sys.stderr.write(written.getvalue())
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------------------

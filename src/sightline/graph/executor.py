@@ -38,9 +38,14 @@ class Executor(ABC):
     def value(self, node: Node) -> object:
         """The held value of a node, not copied."""
 
+    @property
     @abstractmethod
-    def site_counts(self) -> dict[Step, int]:
-        """How many positions each step computed in the last frame; steps that only rename memory may be missing."""
+    def counted(self) -> list[Step]:
+        """The steps that compute something; those that only rename memory are missing. Always the same."""
+
+    @abstractmethod
+    def site_counts(self) -> list[int]:
+        """How many positions each of the `counted` steps computed in the last frame."""
 
     @abstractmethod
     def sites_mask(self, step: Step) -> torch.Tensor:
@@ -48,7 +53,7 @@ class Executor(ABC):
 
     @abstractmethod
     def set_threshold(self, step: Step, value: float) -> None:
-        """Sets the absolute threshold of a step; holds from the next frame on."""
+        """Sets the absolute threshold of a step; holds from the next frame on, which computes the step whole if it is lower than before."""
 
     @abstractmethod
     def std(self, step: Step) -> float:

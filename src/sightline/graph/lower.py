@@ -56,6 +56,7 @@ class Lowered:
         constants: storage id -> its content.
         reasons: plan step -> why it runs on torch.
         renamed: plan step -> what it is, for steps that cost nothing.
+        flat: flattened vector -> the map that stands for it.
     """
 
     plan: Plan
@@ -67,6 +68,7 @@ class Lowered:
     constants: dict[int, torch.Tensor] = field(default_factory=dict)
     reasons: dict[Step, str] = field(default_factory=dict)
     renamed: dict[Step, str] = field(default_factory=dict)
+    flat: dict[Node, Node] = field(default_factory=dict)
 
 
 def lower(plan: Plan, module: ModuleType, isa: str) -> Lowered:
@@ -105,7 +107,6 @@ class _Lowering:
         self.program = self.out.program
         self.users = plan.graph.users()
         self.places: dict[Node, tuple[int, int, int]] = {}  # node -> (storage, channel offset, ld)
-        self.flat: dict[Node, Node] = {}  # flattened vector -> the map that stands for it
         self.keep: list[Any] = []  # arrays whose addresses C++ is reading at the moment
         self.steps = 0
 
@@ -198,7 +199,7 @@ class _Lowering:
         if emit is None:
             raise Unsupported("there is no native step for this op" if head.op != "torch" else f"unknown op {_target(head)}")
         for node in step.reads:
-            if node not in self.flat:
+            if node not in self.out.flat:
                 self._read(node)
         emit(step)
         return None
@@ -227,9 +228,14 @@ class _Lowering:
     def _constant(self, step: Step) -> None:
         node = step.head
         value = node.attrs["value"]
-        if not isinstance(value, torch.Tensor) or value.dtype != torch.float32 or not 1 <= value.dim() <= 4:
+        if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
             return
-        shape = (1,) * (4 - value.dim()) + tuple(value.shape) if value.dim() != 2 else (*value.shape, 1, 1)
+        # Broadcasting aligns the last axes, so where they lie in a map depends on who reads them.
+        ranks = {len(user.shape or ()) for user in self.users[node]} or {value.dim()}
+        rank = ranks.pop()
+        if ranks or rank not in {2, 4} or value.dim() > rank:
+            return
+        shape = (*(1,) * (rank - value.dim()), *value.shape, *(1,) * (4 - rank))
         stand_in = Node(node.name, "constant", shape=shape, dtype=torch.float32)
         if _nhwc(stand_in) is None:
             return
@@ -307,7 +313,7 @@ class _Lowering:
             raise Unsupported("a linear layer on more than one axis")
         weight, bias = _floats(node.attrs["weight"]), _floats(node.attrs.get("bias"))
         assert weight is not None
-        origin = self.flat.get(source, source)
+        origin = self.out.flat.get(source, source)
         tensor = self._read(origin)
         _, h, w, c = self.out.views[tensor][2]
         target = self._tensor(step.output)
@@ -438,7 +444,7 @@ class _Lowering:
             self.out.tensors[node] = tensor
             self.out.views[tensor] = (storage, offset, (n, 1, 1, c), ld)
         elif node not in self.plan.graph.outputs and all(user.op == "linear" for user in self.users[node]):
-            self.flat[node] = source
+            self.out.flat[node] = source
         else:
             raise Unsupported("flattening a map changes its layout")
         self.out.renamed[step] = "a view"

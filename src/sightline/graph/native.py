@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
 
 import torch
 
@@ -100,7 +99,8 @@ class NativeExecutor(Executor):
 
     def _run_torch(self, step: Step, native_id: int) -> None:
         state = self._state
-        if not state.fresh and not any(self._has_changed(node) for node in step.reads):
+        stale = native_id >= 0 and state.wants_whole(native_id)
+        if not state.fresh and not stale and not any(self._has_changed(node) for node in step.reads):
             if native_id >= 0:
                 state.skip_external(native_id)
             return
@@ -136,15 +136,22 @@ class NativeExecutor(Executor):
         self._opaque.clear()
 
     def value(self, node: Node) -> object:
-        return self._read(node)
+        source = self._lowered.flat.get(node)
+        return self._read(node) if source is None else self._read(source).flatten(1)
 
-    def site_counts(self) -> dict[Step, int]:
-        counts: Sequence[int] = self._state.site_counts()
-        result = {step: counts[i] for step, i in self._lowered.step_ids.items()}
-        for step in self._lowered.reasons:
-            if step not in result:
-                result[step] = self.positions(step) if step in self._opaque_ran else 0
-        return result
+    @functools.cached_property
+    def counted(self) -> list[Step]:
+        native = [step for step, _ in sorted(self._lowered.step_ids.items(), key=lambda item: item[1])]
+        return native + [step for step in self._lowered.reasons if step not in self._lowered.step_ids]
+
+    @functools.cached_property
+    def _native_ids(self) -> list[int]:
+        return sorted(self._lowered.step_ids.values())
+
+    def site_counts(self) -> list[int]:
+        counts = self._state.site_counts()
+        known = [counts[i] for i in self._native_ids]
+        return known + [self.positions(step) if step in self._opaque_ran else 0 for step in self.counted[len(known) :]]
 
     def sites_mask(self, step: Step) -> torch.Tensor:
         n, h, w = self.grid(step)

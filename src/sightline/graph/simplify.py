@@ -65,7 +65,9 @@ def _scalars_to_affine(graph: Graph) -> None:
         if pair is not None:
             channels = node.shape[1]
             node.op = "affine"
-            node.attrs = {"scale": torch.full((channels,), pair[0], dtype=node.dtype), "shift": torch.full((channels,), pair[1], dtype=node.dtype)}
+            # at least float32: half precision would round the scalar, which torch does not
+            wide = torch.promote_types(node.dtype, torch.float32)
+            node.attrs = {"scale": torch.full((channels,), pair[0], dtype=wide), "shift": torch.full((channels,), pair[1], dtype=wide)}
 
 
 def _fold_affine(graph: Graph) -> None:
@@ -78,16 +80,15 @@ def _fold_affine(graph: Graph) -> None:
             continue
         if before.op == "conv2d" or (before.op == "linear" and before.shape is not None and len(before.shape) == 2):
             weight, bias = before.attrs["weight"], before.attrs.get("bias")
-            scale = node.attrs["scale"].to(torch.float64)
-            shift = node.attrs["shift"].to(torch.float64)
+            scale, shift = (node.attrs[key].to(device=weight.device, dtype=torch.float64) for key in ("scale", "shift"))
             folded = weight.detach().to(torch.float64)
             if before.op == "conv2d" and before.attrs.get("transposed"):
                 groups = before.attrs["groups"]
                 per_group = folded.shape[1]
-                folded = folded.reshape(groups, -1, *folded.shape[1:]) * scale.to(folded.device).reshape(groups, 1, per_group, 1, 1)
+                folded = folded.reshape(groups, -1, *folded.shape[1:]) * scale.reshape(groups, 1, per_group, 1, 1)
                 folded = folded.reshape(weight.shape)
             else:
-                folded = folded * scale.to(folded.device).reshape(-1, *[1] * (folded.dim() - 1))
+                folded = folded * scale.reshape(-1, *[1] * (folded.dim() - 1))
             offset = shift if bias is None else bias.detach().to(torch.float64) * scale + shift
             before.attrs = {**before.attrs, "weight": folded.to(weight.dtype), "bias": offset.to(weight.dtype)}
             _replace(graph, node, before)

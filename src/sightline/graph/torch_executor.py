@@ -6,6 +6,8 @@ merged. A step whose inputs did not change is not computed at all.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from sightline.errors import FrameError
@@ -33,6 +35,7 @@ class TorchExecutor(Executor):
         self._changed: dict[Node, torch.Tensor | bool] = {}
         self._sites: dict[Step, torch.Tensor | bool] = {}
         self._thresholds: dict[Step, float] = {}
+        self._whole: set[Step] = set()  # to be computed at all positions once
         self._kernels: dict[Node, torch.Tensor] = {}
         self._device: torch.device | None = None
 
@@ -67,7 +70,8 @@ class TorchExecutor(Executor):
         value = node.attrs["value"]
         if not isinstance(value, torch.Tensor):
             return value  # type: ignore[no-any-return]
-        return value.to(frame.device)
+        dtype = frame.dtype if value.dtype == self.plan.graph.input.dtype else value.dtype
+        return value.to(device=frame.device, dtype=dtype)
 
     def _own(self, step: Step, value: torch.Tensor) -> torch.Tensor:
         return own(value, [self._held[node] for node in step.reads])  # type: ignore[return-value]
@@ -124,7 +128,8 @@ class TorchExecutor(Executor):
 
     def _find_sites(self, step: Step, fresh: bool) -> torch.Tensor | bool:
         node = step.output
-        if fresh:
+        if fresh or step in self._whole:
+            self._whole.discard(step)
             return self._all(node)
         is_map = self._is_map(node)
         sites: torch.Tensor | None = None
@@ -183,9 +188,8 @@ class TorchExecutor(Executor):
         windows = x[index[:, 0, None, None], :, rows[:, :, None].clamp(min=0), cols[:, None, :].clamp(min=0)]  # (k, kh, kw, c)
         outside = (rows < 0)[:, :, None] | (cols < 0)[:, None, :]
         windows = windows.masked_fill(outside[..., None], 0.0)
-        values = windows.flatten(1) @ self._kernel(head, x)
-        if head.attrs.get("bias") is not None:
-            values = values + head.attrs["bias"].to(x)
+        bias = head.attrs.get("bias")
+        values = torch.nn.functional.linear(windows.flatten(1), self._kernel(head, x), None if bias is None else bias.to(x))
         read: dict[Node, torch.Tensor] = {head: values[:, :, None, None]}
         if step.residual is not None:
             read[step.residual] = self._read(step.residual)[index[:, 0], :, index[:, 1], index[:, 2]][:, :, None, None]
@@ -196,10 +200,9 @@ class TorchExecutor(Executor):
     def _kernel(self, head: Node, x: torch.Tensor) -> torch.Tensor:
         if head not in self._kernels:
             weight = head.attrs["weight"].detach().to(x)
-            # (o, i, kh, kw) or, transposed, (i, o, kh, kw) -> (kh * kw * i, o)
-            order = (2, 3, 0, 1) if head.attrs.get("transposed") else (2, 3, 1, 0)
-            weight = weight.permute(order)
-            self._kernels[head] = weight.reshape(-1, weight.shape[-1])
+            # (o, i, kh, kw) or, transposed, (i, o, kh, kw) -> (o, kh * kw * i)
+            order = (1, 2, 3, 0) if head.attrs.get("transposed") else (0, 2, 3, 1)
+            self._kernels[head] = weight.permute(order).flatten(1)
         return self._kernels[head]
 
     # -- what Executor asks for ------------------------------------------------------------------------------------------
@@ -215,21 +218,29 @@ class TorchExecutor(Executor):
         self._held.clear()
         self._changed.clear()
         self._sites.clear()
+        self._whole.clear()
 
     def value(self, node: Node) -> object:
         return self._held[node]
 
-    def site_counts(self) -> dict[Step, int]:
-        return {
-            step: int(sites.sum()) if isinstance(sites, torch.Tensor) else self.positions(step) * int(sites)
-            for step, sites in self._sites.items()
-        }
+    @functools.cached_property
+    def counted(self) -> list[Step]:
+        return [step for step in self.plan.steps if step.head.op != "constant"]
+
+    def site_counts(self) -> list[int]:
+        sites = [self._sites[step] for step in self.counted]
+        return [
+            int(mask.sum()) if isinstance(mask, torch.Tensor) else self.positions(step) * int(mask)
+            for step, mask in zip(self.counted, sites, strict=True)
+        ]
 
     def sites_mask(self, step: Step) -> torch.Tensor:
         sites = self._sites.get(step, False)
         return sites.clone() if isinstance(sites, torch.Tensor) else torch.full(self.grid(step), sites)
 
     def set_threshold(self, step: Step, value: float) -> None:
+        if value < self._thresholds.get(step, 0.0):
+            self._whole.add(step)  # positions that were left alone under the old threshold may be too far off under the new one
         self._thresholds[step] = value
 
     def std(self, step: Step) -> float:

@@ -72,13 +72,13 @@ def render(report: RunReport, thumbnails: Sequence[Thumbnail] = ()) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     source = resources.files("sightline.report").joinpath("template.html.j2").read_text(encoding="utf-8")
     markup = jinja2.filters.Markup if hasattr(jinja2.filters, "Markup") else need("markupsafe", "write the HTML report").Markup
-    heaviest = max((float(row.get("share") or 0.0) for row in report.layers), default=0.0)
+    most = max((_work(row) for row in report.layers), default=0.0)
     page: str = environment.from_string(source).render(
         report=report,
         source_name=PurePath(str(report.source.get("name", ""))).name,
         summary=report.summary(),
         charts=[(title, markup(svg), legend) for title, svg, legend in _charts(report)],
-        layers=[_layer_row(row, heaviest) for row in report.layers],
+        layers=[_layer_row(row, most) for row in report.layers],
         thumbnails=[(_data_uri(thumbnail.image), thumbnail.caption, thumbnail.image.shape) for thumbnail in thumbnails],
         facts=_facts(report),
     )
@@ -125,9 +125,8 @@ def line_chart(lines: Sequence[Line], title: str, top: float | None = None) -> s
         across = _LEFT + (x - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
         return round(across, 1), round(_TOP + (1 - min(y, top) / top) * (_HEIGHT - _TOP - _BOTTOM), 1)
 
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title}" data-left="{_LEFT}" data-right="{_WIDTH - _RIGHT}">'
-    ]
+    sides = f'data-left="{_LEFT}" data-right="{_WIDTH - _RIGHT}"'
+    parts = [f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title}" {sides}>']
     for tick in ticks:
         y = place(low, tick)[1]
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
@@ -176,7 +175,7 @@ def thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept
 
 
-def _layer_row(row: dict[str, Any], heaviest: float) -> dict[str, Any]:
+def _layer_row(row: dict[str, Any], most: float) -> dict[str, Any]:
     """A table row: values to sort by, and how they are shown."""
     density, macs, share = (float(row.get(key) or 0.0) for key in ("density", "macs", "share"))
     return {
@@ -189,9 +188,16 @@ def _layer_row(row: dict[str, Any], heaviest: float) -> dict[str, Any]:
         "macs_text": _engineering(macs),
         "share": share,
         "share_text": f"{100 * share:.1f} %",
-        "bar": 100 * share / heaviest if heaviest else 0.0,
+        "work": _work(row),
+        "work_text": f"{100 * _work(row):.2f} %",
+        "bar": 100 * _work(row) / most if most else 0.0,
         "note": str(row.get("note") or ""),
     }
+
+
+def _work(row: dict[str, Any]) -> float:
+    """Work done at a call site, as a share of the dense network's."""
+    return float(row.get("density") or 0.0) * float(row.get("share") or 0.0)
 
 
 def _engineering(number: float) -> str:

@@ -21,7 +21,10 @@ from sightline.tasks import Measure
 from sightline.tasks.drawing import Box, blur_boxes, draw_boxes, draw_points
 
 STRIDE = 4
-SCORE = 0.5
+SCORE = 0.35
+"""Least score of a face: low enough that faces are rarely missed, which is what blurring asks for."""
+SURE = 0.5
+"""Score from which the network is sure of a face; weaker ones come and go with the noise of the camera."""
 OVERLAP = 0.3
 _SAME_FACE = 0.5  # overlap from which two boxes mean the same face
 
@@ -42,6 +45,11 @@ class Faces:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def above(self, score: float) -> Faces:
+        """Those with a higher score."""
+        strong = self.scores > score
+        return Faces(self.boxes[strong], self.scores[strong], self.landmarks[strong])
 
     def box_list(self) -> list[Box]:
         """The boxes as plain tuples."""
@@ -156,16 +164,26 @@ class FaceTask:
         return f"{count} face{'' if count == 1 else 's'}{' blurred' if self.blur and count else ''}"
 
     def agreement(self, dense: Faces, streamed: Faces) -> dict[str, float]:
-        """Faces in each finding and in both."""
-        return {"dense": len(dense), "streamed": len(streamed), "both": match(dense, streamed)}
+        """Faces in each finding and in both; and of the faces of which the dense network is sure, how many were found."""
+        sure = dense.above(SURE)
+        return {
+            "dense": len(dense),
+            "streamed": len(streamed),
+            "both": match(dense, streamed),
+            "sure": len(sure),
+            "sure_found": match(sure, streamed),
+        }
 
     def measures(self, agreements: Sequence[dict[str, float]]) -> list[Measure]:
         """Faces found again, and F1 against the dense network."""
-        dense, streamed, both = (sum(entry[key] for entry in agreements) for key in ("dense", "streamed", "both"))
+        keys = ("dense", "streamed", "both", "sure", "sure_found")
+        dense, streamed, both, sure, sure_found = (sum(entry[key] for entry in agreements) for key in keys)
         f1 = 2 * both / (dense + streamed) if dense + streamed else 1.0
         return [
             Measure("faces_dense", "faces found by the dense network", dense, "count"),
             Measure("faces_kept", "of these also found when streaming", both, "count"),
             Measure("faces_extra", "found only when streaming", streamed - both, "count"),
+            Measure("faces_sure", f"faces that the dense network is sure of (score over {SURE})", sure, "count"),
+            Measure("faces_sure_kept", "of the sure ones found when streaming", sure_found, "count"),
             Measure("face_f1", "F1 of the faces against dense", f1),
         ]

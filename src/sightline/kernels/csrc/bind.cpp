@@ -119,7 +119,8 @@ NB_MODULE(_native, m) {
       .def("skip_external", &State::skip_external)
       .def("tensor_changed", [](const State& s, int tensor) { return s.changed.at((size_t)s.program->tensors.at((size_t)tensor).mask).count > 0; })
       .def("tensor_std", &State::tensor_std)
-      .def("set_threshold", [](State& s, int step, float value) { s.threshold.at((size_t)step) = value; })
+      .def("set_threshold", &State::set_threshold)
+      .def("wants_whole", [](const State& s, int step) { return s.whole.at((size_t)step) != 0; })
       .def("set_norm", [](State& s, int norm) { s.norm = norm; })
       .def("set_filter", [](State& s, int filter) { s.filter = (Filter)filter; })
       .def("site_counts", [](const State& s) {

@@ -196,7 +196,8 @@ int Program::add_conv(int out, int in, int rows, int cols, const float* weight, 
   const auto widths = panel_widths((block_out + lanes - 1) / lanes);
   int padded = 0;
   for (int v : widths) padded += v * lanes;
-  s.ldo = (blocks - 1) * block_out + padded;
+  // Whole vectors: publishing reads and writes a row up to the next multiple of the lanes.
+  s.ldo = ((blocks - 1) * block_out + padded + lanes - 1) / lanes * lanes;
   size_t total = 0, total_bias = (size_t)blocks * padded;
   for (int py = 0; py < period_y; ++py)
     for (int px = 0; px < period_x; ++px) {

@@ -157,6 +157,8 @@ class State {
   void skip_external(int step);
   void end() { fresh = false; }
   double tensor_std(int tensor) const;
+  // A lower threshold holds for sites that were left alone under the old one too: the step is computed whole in the next frame.
+  void set_threshold(int step, float value);
   int64_t bytes() const;
 
   std::shared_ptr<const Program> program;
@@ -165,6 +167,7 @@ class State {
   std::vector<Mask> sites;          // per step
   std::vector<float> threshold;     // per step, absolute
   std::vector<uint8_t> forced;      // per step: sites are given (bench, tests)
+  std::vector<uint8_t> whole;       // per step: to be computed at all sites once
   int norm = kRms;
   Filter filter = Filter::kNone;
   bool fresh = true;

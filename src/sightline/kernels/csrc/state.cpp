@@ -59,6 +59,7 @@ State::State(std::shared_ptr<const Program> p, std::vector<float*> given) : prog
   sites.resize(n);
   threshold.assign(n, 0.0f);
   forced.assign(n, 0);
+  whole.assign(n, 0);
   row_sums_.resize(n);
   for (size_t i = 0; i < n; ++i) {
     const Step& s = program->steps[i];
@@ -76,7 +77,13 @@ State::State(std::shared_ptr<const Program> p, std::vector<float*> given) : prog
 void State::reset() {
   for (Mask& m : changed) m.clear();
   for (Mask& m : sites) m.clear();
+  std::fill(whole.begin(), whole.end(), (uint8_t)0);
   fresh = true;
+}
+
+void State::set_threshold(int step, float value) {
+  if (value < threshold.at((size_t)step)) whole[(size_t)step] = 1;
+  threshold[(size_t)step] = value;
 }
 
 float* State::at(int tensor) const {
@@ -163,7 +170,8 @@ bool State::find_sites(int step) {
   Mask& to = sites[(size_t)step];
   changed[(size_t)tout.mask].clear();
   if (forced[(size_t)step]) return to.count > 0;
-  if (fresh) {
+  if (fresh || whole[(size_t)step]) {
+    whole[(size_t)step] = 0;
     to.fill();
     return true;
   }
@@ -604,7 +612,6 @@ bool State::begin(const Frame& f) {
   Mask& m = changed[(size_t)t.mask];
   const Kernels& k = *program->k;
   m.clear();
-  sites[0].clear();
   const int64_t plane = (int64_t)t.h * t.w;
   const float limit = threshold[0];
   const int mode = fresh ? kAlways : limit > 0 ? kWithin : kExact;
@@ -704,6 +711,7 @@ void State::publish_external(int step, const float* data, int64_t sn, int64_t sc
   const Tensor& t = program->tensors[(size_t)program->steps[(size_t)step].out];
   changed[(size_t)t.mask].clear();
   sites[(size_t)step].fill();
+  whole[(size_t)step] = 0;
   list_sites(step);
   for_chunks(step, t.c, [&](const Site* list, int n, float* rows, int ldr, Scratch&) {
     for (int i = 0; i < n; ++i) {
@@ -716,16 +724,14 @@ void State::publish_external(int step, const float* data, int64_t sn, int64_t sc
 double State::tensor_std(int tensor) const {
   const Tensor& t = program->tensors[(size_t)tensor];
   const float* x = at(tensor);
+  const double origin = x[0];  // squares of small differences: a large mean must not swallow them
   double sum = 0, squares = 0;
-  for (int64_t p = 0; p < t.pixels(); ++p, x += t.ld) {
-    float s = 0, q = 0;
+  for (int64_t p = 0; p < t.pixels(); ++p, x += t.ld)
     for (int c = 0; c < t.c; ++c) {
-      s += x[c];
-      q += x[c] * x[c];
+      const double d = x[c] - origin;
+      sum += d;
+      squares += d * d;
     }
-    sum += s;
-    squares += q;
-  }
   const double n = (double)t.pixels() * t.c, mean = sum / n;
   return std::sqrt(std::max(0.0, squares / n - mean * mean));
 }
