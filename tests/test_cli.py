@@ -497,6 +497,18 @@ def test_the_beginning_of_the_demo_keeps_every_face(tmp_path: Path) -> None:
     assert str(tmp_path / "out" / "report.html") in result.stdout.replace("\n", "")
 
 
+@needs_demo
+@pytest.mark.slow
+def test_the_whole_demo_keeps_every_face_of_which_the_dense_network_is_sure(tmp_path: Path) -> None:
+    what = demo.make_job(tmp_path)
+    what.samples = 230
+    what.output = None
+    measures = {measure.key: measure.value for measure in job.run_job(what).measures}
+    assert measures["faces_sure"] == 260
+    assert measures["faces_sure_kept"] == measures["faces_sure"]
+    assert measures["face_f1"] > 0.98
+
+
 def test_options_of_the_command_have_a_fixed_form() -> None:
     assert stream.parse_size("896X512") == (896, 512)
     assert stream.parse_triple("1,2,3", "--mean") == (1.0, 2.0, 3.0)

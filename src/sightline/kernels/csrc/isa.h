@@ -84,6 +84,9 @@ struct Kernels {
   // Compares one row of an image (planar) with the held one; out[x] = 1 where changed. strides in floats between planes.
   void (*diff_row)(const float* frame, int64_t frame_plane, const float* held, int64_t held_plane, int c, int w, int mode, int norm,
                    float threshold, uint8_t* out);
+  // Writes the changed pixels (bits) of one planar row to the held planes and, interleaved, to the map; returns how many.
+  int (*write_row)(const float* frame, int64_t frame_plane, float* held, int64_t held_plane, float* out, int ld, int c, int w,
+                   const uint8_t* bits);
   bool (*all_finite)(const float* x, int64_t n);
   bool (*equal)(const float* a, const float* b, int64_t n);
   // OR of `k` copies of a zero-padded row, `dilation` apart, taken every `stride`: out[x] = any_j in[x * stride + j * dilation]

@@ -95,9 +95,23 @@ SL_INLINE VF vmin(VF a, VF b) {
 SL_INLINE VF vabs(VF x) { return (VF)((VI)x & 0x7fffffff); }
 
 SL_INLINE float sum(VF v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#else
   float s = 0;
   for (int i = 0; i < W; ++i) s += v[i];
   return s;
+#endif
+}
+
+SL_INLINE bool any(VI v) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)v, (__m512i)v) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)v, (__m256i)v);
+#else
+  return (v[0] | v[1] | v[2] | v[3]) != 0;
+#endif
 }
 
 // -- activations -----------------------------------------------------------------------------------
@@ -226,9 +240,7 @@ SL_INLINE bool publish_one(const Publish& a, float* row, const float* residual, 
   if (i < c) step(i, true, c - i);
   if constexpr (MODE == kAlways) return true;
   if constexpr (MODE == kExact) {
-    int any = 0;
-    for (int k = 0; k < W; ++k) any |= differs[k];
-    return any != 0;
+    return any(differs);
   }
   float n;
   if (a.norm == kMax) {
@@ -514,6 +526,38 @@ void diff_row(const float* frame, int64_t fp, const float* held, int64_t hp, int
   }
 }
 
+// Interleaves a stretch of planar pixels; C > 0 fixes the number of channels at compile time.
+template <int C>
+SL_INLINE void interleave(const float* x, int64_t xp, float* held, int64_t hp, float* out, int ld, int c, int n) {
+  const int channels = C > 0 ? C : c;
+  for (int k = 0; k < channels; ++k) std::memcpy(held + k * hp, x + k * xp, sizeof(float) * (size_t)n);
+  if (C > 0 && ld == C) {
+    for (int i = 0; i < n; ++i)
+      for (int k = 0; k < C; ++k) out[i * C + k] = x[k * xp + i];
+  } else {
+    for (int i = 0; i < n; ++i)
+      for (int k = 0; k < channels; ++k) out[(int64_t)i * ld + k] = x[k * xp + i];
+  }
+}
+
+int write_row(const float* x, int64_t xp, float* held, int64_t hp, float* out, int ld, int c, int w, const uint8_t* bits) {
+  int total = 0;
+  for (int from = 0; from < w;) {
+    if (!bits[from]) {
+      const void* next = std::memchr(bits + from, 1, (size_t)(w - from));
+      if (!next) break;
+      from = (int)((const uint8_t*)next - bits);
+    }
+    const void* stop = std::memchr(bits + from, 0, (size_t)(w - from));
+    const int to = stop ? (int)((const uint8_t*)stop - bits) : w;
+    if (c == 3) interleave<3>(x + from, xp, held + from, hp, out + (int64_t)from * ld, ld, c, to - from);
+    else interleave<0>(x + from, xp, held + from, hp, out + (int64_t)from * ld, ld, c, to - from);
+    total += to - from;
+    from = to;
+  }
+  return total;
+}
+
 bool all_finite(const float* x, int64_t n) {
   // A finite float has an exponent below 255. OR of comparisons vectorises; stop once per block.
   for (int64_t i = 0; i < n;) {
@@ -590,7 +634,7 @@ int64_t count(const uint8_t* mask, int64_t n) {
 const Kernels* SL_CONCAT(kernels_, SL_ISA_NAME)() {
   static const Kernels table = {
       SL_STRING(SL_ISA_NAME), W, {0, kMaxPixels[1], kMaxPixels[2], kMaxPixels[3], kMaxPixels[4]},
-      conv, depthwise_run, depthwise_pixel, max_pixel, weighted_pixel, affine_pixel, binary_pixel, sum_row, publish, diff_row,
+      conv, depthwise_run, depthwise_pixel, max_pixel, weighted_pixel, affine_pixel, binary_pixel, sum_row, publish, diff_row, write_row,
       all_finite, equal, or_row, or_into, list_row, count};
   return &table;
 }

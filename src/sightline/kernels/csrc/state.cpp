@@ -267,11 +267,13 @@ Publish State::publisher(int step) const {
 void State::finish(int step, const Publish& pub, float* rows, int ldr, const Site* list, int n, uint8_t* flags) {
   const int total = program->k->publish(pub, rows, ldr, list, n, flags);
   if (!total) return;
-  Mask& m = changed[(size_t)program->tensors[(size_t)program->steps[(size_t)step].out].mask];
-  for (int i = 0; i < n; ++i)
+  const Tensor& t = program->tensors[(size_t)program->steps[(size_t)step].out];
+  Mask& m = changed[(size_t)t.mask];
+  for (int i = 0, row = -1; i < n; ++i)
     if (flags[i]) {
       m.bits[(size_t)list[i].index] = 1;
-      mark(m.row_any[(size_t)(list[i].index / m.width)]);
+      const int r = t.n == 1 ? list[i].y : list[i].index / m.width;
+      if (r != row) mark(m.row_any[(size_t)(row = r)]);
     }
   __atomic_fetch_add(&m.count, (int64_t)total, __ATOMIC_RELAXED);
 }
@@ -653,15 +655,8 @@ bool State::begin(const Frame& f) {
     int64_t n = 0;
     for (int r = i * kRows; r < std::min(m.rows, (i + 1) * kRows); ++r) {
       if (!m.row_any[(size_t)r]) continue;
-      const uint8_t* bits = m.bits.data() + (size_t)r * t.w;
-      const float* x = rows_in(r);
-      float* held = rows_held(r);
-      float* pixels = out + (int64_t)r * t.w * t.ld;
-      for (int p = 0; p < t.w; ++p) {
-        if (!bits[p]) continue;
-        ++n;
-        for (int c = 0; c < t.c; ++c) pixels[(int64_t)p * t.ld + c] = held[c * plane + p] = x[c * f.plane + p];
-      }
+      n += k.write_row(rows_in(r), f.plane, rows_held(r), plane, out + (int64_t)r * t.w * t.ld, t.ld, t.c, t.w,
+                       m.bits.data() + (size_t)r * t.w);
     }
     total.fetch_add(n, std::memory_order_relaxed);
   };
