@@ -121,3 +121,24 @@ def assert_within(executor: Executor, thresholds: Mapping[Step, float], norm: st
         # forgiven: rounding of every channel, and of the comparison, which is done in the map's own type
         slack = allowed(plain, exact) * (held.shape[1] ** 0.5 if norm == "l2" and channels else 1.0) + limit * 64 * torch.finfo(held.dtype).eps
         assert worst <= limit + slack, f"{where}: {step.name} ({step.head.op}) is {worst:.4g} away, threshold {limit:.4g}"
+
+
+def snapshot(executor: Executor) -> dict[Step, Tensor]:
+    """Copies of all maps and vectors that steps hold, to be compared with later."""
+    held = {step: executor.value(step.output) for step in executor.plan.steps if step.head.op != "constant"}
+    return {step: value.clone() for step, value in held.items() if isinstance(value, Tensor) and value.dim() in {2, 4}}
+
+
+def assert_untouched_outside_sites(executor: Executor, before: Mapping[Step, Tensor], where: str = "") -> None:
+    """Fails unless every position that a step did not compute in the last frame holds the same bits as before."""
+    counts = dict(zip(executor.counted, executor.site_counts(), strict=True))
+    for step, old in before.items():
+        if step not in counts:  # only renames memory
+            continue
+        new = executor.value(step.output)
+        assert isinstance(new, Tensor)
+        outside = ~executor.sites_mask(step)
+        assert int(counts[step]) == int((~outside).sum()), f"{where}: {step.name} counts {counts[step]} sites"
+        if old.numel():
+            differs = (bits(new) != bits(old)).any(1).reshape(outside.shape)
+            assert not (differs & outside).any(), f"{where}: {step.name} ({step.head.op}) moved outside its sites"

@@ -293,6 +293,7 @@ def assert_interpolates(ours: torch.Tensor, theirs: torch.Tensor, mode: Resample
 @example(mode="nearest", h=2, w=45, oh=82, ow=129, align=False, single=True, last=False)
 @example(mode="nearest", h=2, w=45, oh=82, ow=129, align=False, single=False, last=False)
 @example(mode="nearest", h=2, w=45, oh=82, ow=129, align=False, single=False, last=True)
+@example(mode="nearest", h=2, w=3, oh=196, ow=2, align=False, single=False, last=False)
 def test_tables_give_the_values_of_interpolate(
     mode: ResampleMode, h: int, w: int, oh: int, ow: int, align: bool, single: bool, last: bool
 ) -> None:

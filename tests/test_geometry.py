@@ -88,6 +88,8 @@ def test_transposed_size_is_torchs(n: int, k: int, s: int, p: int, d: int, data:
 def test_last_ceil_window_must_start_inside() -> None:
     assert Window(2, stride=2).out_size(5, ceil_mode=True) == 3
     assert Window(1, stride=3).out_size(5, ceil_mode=True) == 2  # a third window would start at 6, behind the input
+    assert Window(2, stride=2, padding=1).out_size(1, ceil_mode=True) == 1  # a second one would start in the padding behind
+    assert functional.max_pool2d(torch.zeros(1, 1, 1, 1), 2, 2, 1, ceil_mode=True).shape == (1, 1, 1, 1)
 
 
 # -- taps -----------------------------------------------------------------------------------------------------------------------------

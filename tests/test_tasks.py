@@ -124,7 +124,13 @@ def test_faces_are_matched_once_each() -> None:
 def test_only_sure_faces_count_as_sure() -> None:
     faces = make_faces((0.1, 0.1, 0.3, 0.3), (0.5, 0.5, 0.7, 0.7))
     faces.scores[:] = (0.51, 0.49)
-    assert FaceTask().agreement(faces, make_faces()) == {"faces_dense": 2, "faces_streamed": 0, "faces_both": 0, "sure_dense": 1, "sure_found": 0}
+    assert FaceTask().agreement(faces, make_faces()) == {
+        "faces_dense": 2,
+        "faces_streamed": 0,
+        "faces_both": 0,
+        "sure_dense": 1,
+        "sure_found": 0,
+    }
 
 
 def test_reference_outputs_hold_the_face_of_their_picture(shared_data: Path) -> None:
@@ -263,6 +269,14 @@ def test_drawing_leaves_its_input_alone_and_keeps_the_size() -> None:
         assert drawn.dtype == np.uint8
         assert (drawn != GREY).any()
     assert np.array_equal(GREY, before)
+
+
+def test_a_layer_is_laid_where_it_is_asked_for() -> None:
+    where = np.zeros((4, 6), bool)
+    where[1, 2] = True
+    changed = (blend(GREY, np.zeros((4, 6, 3), np.uint8), 0.5, where) != GREY).any(2)
+    assert changed[20:40, 40:60].all()
+    assert changed.sum() == 20 * 20
 
 
 def test_a_box_is_drawn_where_it_belongs() -> None:

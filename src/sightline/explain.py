@@ -69,8 +69,6 @@ class Explanation:
     def __str__(self) -> str:
         cells = [[title for _, title in _COLUMNS]]
         for row in self.rows:
-            cells.append(
-                [row["site"], row["kind"], row["executor"], f"{row['density']:.1%}", f"{row['share']:.1%}", row["note"]]
-            )
+            cells.append([row["site"], row["kind"], row["executor"], f"{row['density']:.1%}", f"{row['share']:.1%}", row["note"]])
         widths = [max(len(line[i]) for line in cells) for i in range(len(_COLUMNS))]
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells)

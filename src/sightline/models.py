@@ -334,8 +334,9 @@ def _import(module: str, package: str) -> Any:
             raise CaptureError(f"model: {package} is installed but lacks {error.name}: pip install {error.name}") from error
         raise CaptureError(f"model: {package} is not installed: pip install {package}") from error
     except Exception as error:
+        culprit = "torchvision" if "torchvision::" in str(error) else package  # timm imports torchvision, which breaks first
         raise CaptureError(
-            f"model: {package} does not import beside torch {torch.__version__} ({_one_line(error)}); install the {package} made for it"
+            f"model: {package} does not import beside torch {torch.__version__} ({_one_line(error)}); install the {culprit} made for it"
         ) from error
 
 

@@ -78,8 +78,10 @@ class PartialModel:
         if not self.parts:
             raise reason
 
-    def _replace(self, module: nn.Module, prefix: str, calls: dict[nn.Module, torch.Tensor | None], make: Callable[[nn.Module], Stream]) -> None:
-        for name, child in list(module._modules.items()):  # noqa: SLF001  (named_children hides shared modules)
+    def _replace(
+        self, module: nn.Module, prefix: str, calls: dict[nn.Module, torch.Tensor | None], make: Callable[[nn.Module], Stream]
+    ) -> None:
+        for name, child in list(module._modules.items()):
             if child is None or isinstance(child, _Streamed):
                 continue
             path = f"{prefix}{name}"
@@ -88,9 +90,9 @@ class PartialModel:
                 part = _Streamed(path, child, make)
                 self.parts.append(part)
                 for owner in self.model.modules():  # a shared module is one part wherever it hangs
-                    for key, value in owner._modules.items():  # noqa: SLF001
+                    for key, value in owner._modules.items():
                         if value is child:
-                            owner._modules[key] = part  # noqa: SLF001
+                            owner._modules[key] = part
             else:
                 self._replace(child, f"{path}.", calls, make)
 
@@ -116,7 +118,7 @@ class PartialModel:
 def _captures(module: nn.Module, example: torch.Tensor, make: Callable[[nn.Module], Stream]) -> bool:
     try:
         stream = make(module)
-        stream._prepare(stream._checked(example))  # noqa: SLF001  (same package)
+        stream._prepare(stream._checked(example))
     except (CaptureError, ShapeError, TypeError, ValueError):
         return False
     return True
@@ -131,8 +133,8 @@ def _copy_tree(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module
     state = twin.__dict__
     for key in ("_parameters", "_buffers", "_modules"):
         state[key] = dict(state[key])
-    for name, child in module._modules.items():  # noqa: SLF001
-        twin._modules[name] = None if child is None else _copy_tree(child, done)  # noqa: SLF001
+    for name, child in module._modules.items():
+        twin._modules[name] = None if child is None else _copy_tree(child, done)
     return twin
 
 
@@ -147,8 +149,8 @@ def _record_calls(model: nn.Module, frame: torch.Tensor, reason: CaptureError) -
         calls[module] = args[0].detach() if plain else None
 
     for module in model.modules():  # hooks of the copy: the user's own hooks stay where they are
-        module._forward_pre_hooks = type(module._forward_pre_hooks)(module._forward_pre_hooks)  # noqa: SLF001
-        module._forward_pre_hooks_with_kwargs = type(module._forward_pre_hooks_with_kwargs)(module._forward_pre_hooks_with_kwargs)  # noqa: SLF001
+        module._forward_pre_hooks = type(module._forward_pre_hooks)(module._forward_pre_hooks)
+        module._forward_pre_hooks_with_kwargs = type(module._forward_pre_hooks_with_kwargs)(module._forward_pre_hooks_with_kwargs)
     handles = [module.register_forward_pre_hook(note, with_kwargs=True) for module in model.modules()]
     try:
         with torch.no_grad():

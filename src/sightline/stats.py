@@ -100,7 +100,7 @@ class Stats:
     def _stats(self, counts: list[int], frames: int, seconds: float) -> FrameStats:
         if not frames:
             return FrameStats()
-        shares = [count / site.positions for site, count in zip(self._sites, counts, strict=True)]
+        shares = [count / max(site.positions, 1) for site, count in zip(self._sites, counts, strict=True)]
         return FrameStats(
             frames,
             {site.name: share / frames for site, share in zip(self._sites, shares, strict=True)},

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from sightline.errors import BackendError, CaptureError, DeviceError, DTypeError, FrameError, ShapeError
 from sightline.explain import Explanation
 from sightline.graph import native
-from sightline.graph.capture import capture, load_exported
+from sightline.graph.capture import capture, is_exported, load_exported
 from sightline.graph.executor import Executor
 from sightline.graph.ir import Graph
 from sightline.graph.lower import Lowered
@@ -30,6 +30,8 @@ from sightline.stats import Site, Stats
 from sightline.thresholds import Thresholds
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram  # noqa: TID251  (a name for the type checker only)
+
     from sightline.graph.onnx_import import OnnxModel
 
 _CAPTURING = threading.Lock()  # torch.export changes state of the process while it traces
@@ -37,7 +39,7 @@ _Signature = tuple[tuple[int, ...], torch.dtype, torch.device]
 
 
 def stream(
-    model: nn.Module | Graph | OnnxModel | torch.export.ExportedProgram,
+    model: nn.Module | Graph | OnnxModel | ExportedProgram,
     threshold: float | Mapping[str, float] = 0.0,
     *,
     threshold_unit: str = "std",
@@ -236,7 +238,9 @@ class Stream:
             hint = " Add the batch axis with frame[None]." if frame.dim() == 3 else ""
             raise ShapeError(f"`frame` must be (n, c, h, w) with no empty axis; got {tuple(frame.shape)}.{hint}")
         if not frame.is_floating_point():
-            raise DTypeError(f"`frame` must be a float tensor, as the model takes it; got {frame.dtype}. Convert it, e.g. frame.float() / 255.")
+            raise DTypeError(
+                f"`frame` must be a float tensor, as the model takes it; got {frame.dtype}. Convert it, e.g. frame.float() / 255."
+            )
         if self._signature is not None:
             shape, dtype, device = self._signature
             if tuple(frame.shape) != shape:
@@ -330,14 +334,12 @@ class Stream:
                 return capture(model, frame)
         if isinstance(model, Graph):
             graph = model
-        elif isinstance(model, torch.export.ExportedProgram):
+        elif is_exported(model):
             graph = load_exported(model)
         elif hasattr(model, "graph") and hasattr(model, "opset"):
             graph = model.graph(*frame.shape)
         else:
-            raise CaptureError(
-                f"`model` must be an nn.Module, a Graph, an exported program or an OnnxModel; got {type(model).__name__}."
-            )
+            raise CaptureError(f"`model` must be an nn.Module, a Graph, an exported program or an OnnxModel; got {type(model).__name__}.")
         if graph.input.shape != tuple(frame.shape):
             raise ShapeError(f"`frame` has shape {tuple(frame.shape)}, but the graph was made for {graph.input.shape}. Capture it again.")
         if graph.input.dtype != frame.dtype:
@@ -381,9 +383,9 @@ class Stream:
             values["input"] = self._input_threshold
         edited = dict(self.thresholds)  # before the first frame, or at another size
         fresh = Thresholds({name: edited.get(name, value) for name, value in values.items()}, self.thresholds.unit)
-        fresh._fix()  # noqa: SLF001  (same package)
+        fresh._fix()
         for name in [*given, *(() if self.thresholds.fixed else edited)] if self._strict else ():
-            fresh[name]  # noqa: B018  (raises for a name that the network does not have)
+            fresh[name]
         self.thresholds = fresh
         self._input_shown = fresh.get("input")
 
@@ -497,7 +499,11 @@ class Stream:
             if self._partial is not None:
                 parts = {prefix: part.memory() for prefix, part in self._partial.streams()}
                 tensors = {f"{prefix}.{name}": size for prefix, m in parts.items() for name, size in m["tensors"].items()}
-                return {"total": sum(tensors.values()), "tensors": tensors, "shared_weights": sum(m["shared_weights"] for m in parts.values())}
+                return {
+                    "total": sum(tensors.values()),
+                    "tensors": tensors,
+                    "shared_weights": sum(m["shared_weights"] for m in parts.values()),
+                }
             table = self._executor.memory() if self._executor is not None else {}
             shared = self._executor.weight_bytes if isinstance(self._executor, native.NativeExecutor) else 0
             return {"total": sum(table.values()), "tensors": table, "shared_weights": shared}

@@ -18,6 +18,7 @@ from sightline.errors import SightlineError
 app = typer.Typer(
     name="sightline",
     help="Run convolutional networks on video, computing only what changed.",
+    epilog="Exit codes: 0 done, 1 could not be done (one sentence says why), 2 wrong usage, 130 stopped by Ctrl-C with complete files.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

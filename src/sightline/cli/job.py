@@ -12,6 +12,7 @@ import math
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,7 +110,7 @@ class Progress:
 
     Attributes:
         done, total: frames; total None where it is not known.
-        fps: frames per second of the whole job so far.
+        fps: frames per second of the whole job over its last frames.
         input_density, mac_share: of the last frame.
     """
 
@@ -146,12 +147,14 @@ def run_job(job: Job, on_progress: Callable[[Progress], None] = lambda progress:
         writer = stack.enter_context(VideoWriter(job.output, source.fps)) if job.output else None
         set_threads(job.threads)
         run = _Run(job, source, loaded or load_model(job.model, job.weights), writer)
+        ends = deque([time.perf_counter()], maxlen=20)  # of the last frames: the first one would spoil a mean over all
         with _interruptible() as stop:
             for frame in source:
                 run.step(frame)
-                done = len(run.report.frames)
+                ends.append(time.perf_counter())
                 last = run.report.frames[-1]
-                on_progress(Progress(done, source.count, done / (time.perf_counter() - began), last.input_density, last.mac_share))
+                fps = (len(ends) - 1) / (ends[-1] - ends[0])
+                on_progress(Progress(len(run.report.frames), source.count, fps, last.input_density, last.mac_share))
                 if stop.is_set():
                     run.report.interrupted = True
                     break

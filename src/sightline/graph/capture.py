@@ -16,7 +16,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,11 @@ def capture(model: nn.Module, example: Tensor) -> Graph:
         graph = walk.finish(nodes, name)
         graph.output_tree = wrapper.form.tree
     return graph
+
+
+def is_exported(model: object) -> TypeGuard[ExportedProgram]:
+    """Whether this is an exported program, as ``torch.export.load`` returns it."""
+    return isinstance(model, ExportedProgram)
 
 
 def load_exported(program: ExportedProgram) -> Graph:

@@ -147,6 +147,7 @@ class Namer:
         self._used: dict[str, int] = dict.fromkeys(reserved, 1)
 
     def __call__(self, wanted: str) -> str:
+        """The wanted name, or the next free variant of it."""
         count = self._used.get(wanted, 0) + 1
         self._used[wanted] = count
         return wanted if count == 1 else self(f"{wanted}:{count}")

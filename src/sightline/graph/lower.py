@@ -208,7 +208,8 @@ class _Lowering:
         assert native_id == self.steps
         self.steps += 1
         self.out.step_ids[step] = native_id
-        act, params, slope = 0, (0.0, 0.0), None
+        act, slope = 0, None
+        params: tuple[float, ...] = (0.0, 0.0)
         if step.act is not None:
             kind = step.act.attrs["kind"]
             act = _ACTS.index(kind)
@@ -218,7 +219,14 @@ class _Lowering:
         residual = self._read(step.residual) if step.residual is not None else -1
         if act or residual >= 0:
             self.program.set_epilogue(
-                native_id, act, params[0], params[1], _address(slope), 0 if slope is None else slope.numel(), residual, step.residual_after_act
+                native_id,
+                act,
+                params[0],
+                params[1],
+                _address(slope),
+                0 if slope is None else slope.numel(),
+                residual,
+                step.residual_after_act,
             )
 
     def _check_act(self, step: Step) -> None:
@@ -243,7 +251,7 @@ class _Lowering:
         del self.out.tensors[stand_in]
         storage, _, size, _ = self.out.views[tensor]
         content = torch.zeros(int(np.prod(size)) + _SLACK)
-        content[: -_SLACK] = value.detach().cpu().reshape(shape).permute(0, 2, 3, 1).reshape(-1)
+        content[:-_SLACK] = value.detach().cpu().reshape(shape).permute(0, 2, 3, 1).reshape(-1)
         self.out.constants[storage] = content
 
     def _external(self, step: Step) -> None:
@@ -401,7 +409,11 @@ class _Lowering:
         operands = [self._read(node) for node in step.inputs]
         for tensor, node in zip(operands, step.inputs, strict=True):
             same_rank = node.op == "constant" or len(node.shape or ()) == len(step.head.shape or ())
-            if out is None or not same_rank or any(have not in (1, want) for have, want in zip(self.out.views[tensor][2], out, strict=True)):
+            if (
+                out is None
+                or not same_rank
+                or any(have not in (1, want) for have, want in zip(self.out.views[tensor][2], out, strict=True))
+            ):
                 raise Unsupported(f"operand '{node.name}' of shape {node.shape} does not broadcast along (n, c, h, w)")
         self._done(step, self.program.add_binary(self._tensor(step.output), *operands, _BINARY.index(step.head.op)))
 
@@ -457,7 +469,6 @@ class _Lowering:
         parts = [self._read(part) for part in node.inputs]
         storage, channel, ld = self.places[node]
         target_parts = []
-        first = None
         for part, tensor in zip(node.inputs, parts, strict=True):
             n, h, w, c = self.out.views[tensor][2]
             if self.places.get(part) != (storage, channel, ld) or self.out.views[tensor][:2] != (storage, channel):
@@ -466,9 +477,9 @@ class _Lowering:
                 self.program.add_gather_part(native_id, tensor, -1, -1, 1, 1, [0, 0, 0, c])
                 assert native_id == self.steps
                 self.steps += 1
-                first = native_id if first is None else first
-                tensor = copy
-            target_parts.append(tensor)
+                target_parts.append(copy)
+            else:
+                target_parts.append(tensor)
             channel += c
         target = self._tensor(node)
         self._done(step, self.program.add_union(target, target_parts))

@@ -130,7 +130,13 @@ def _extend(step: Step, graph: Graph, users: dict[Node, list[Node]], taken: set[
             step.act = follower
         elif follower.op == "add" and step.residual is None and step.head.op in _TAKES_RESIDUAL and len(follower.inputs) == 2:
             other = follower.inputs[1] if follower.inputs[0] is last else follower.inputs[0]
-            if other is last or other.shape != last.shape or follower.shape != last.shape or other.dtype != last.dtype or other.op == "constant":
+            if (
+                other is last
+                or other.shape != last.shape
+                or follower.shape != last.shape
+                or other.dtype != last.dtype
+                or other.op == "constant"
+            ):
                 return
             step.residual = other
             step.residual_after_act = step.act is not None

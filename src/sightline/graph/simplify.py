@@ -19,7 +19,9 @@ def simplify(graph: Graph) -> Graph:
     copies: dict[Node, Node] = {}
     nodes: list[Node] = []
     for node in graph.nodes:
-        copy = Node(node.name, node.op, [copies[i] for i in node.inputs], dict(node.attrs), node.shape, node.dtype, node.module, node.source)
+        copy = Node(
+            node.name, node.op, [copies[i] for i in node.inputs], dict(node.attrs), node.shape, node.dtype, node.module, node.source
+        )
         copies[node] = copy
         nodes.append(copy)
     result = Graph(nodes, [copies[n] for n in graph.outputs], graph.output_tree, graph.name)
@@ -55,7 +57,13 @@ def _name_gates(graph: Graph) -> None:
 def _scalars_to_affine(graph: Graph) -> None:
     """x + 3, x * 2, 1 - x and their like become one op, on maps and vectors of floats."""
     for node in graph.nodes:
-        if node.op != "scalar" or node.shape is None or len(node.shape) not in {2, 4} or node.dtype is None or not node.dtype.is_floating_point:
+        if (
+            node.op != "scalar"
+            or node.shape is None
+            or len(node.shape) not in {2, 4}
+            or node.dtype is None
+            or not node.dtype.is_floating_point
+        ):
             continue
         value = float(node.attrs["value"])
         table = {"add": (1.0, value), "sub": (1.0, -value), "rsub": (-1.0, value), "mul": (value, 0.0)}

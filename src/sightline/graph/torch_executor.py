@@ -114,14 +114,14 @@ class TorchExecutor(Executor):
 
     def _frame_sites(self, step: Step, frame: torch.Tensor) -> torch.Tensor:
         if step.output not in self._held:
-            return self._all(step.output)
+            return torch.ones(grid_of(step.output), dtype=torch.bool, device=frame.device)
         held = self._held[step.output]
         sites = self._differs(frame - held, self._thresholds.get(step, 0.0), frame, held)
         if self._noise == "vote":
             votes = torch.nn.functional.avg_pool2d(sites[:, None].float(), 5, 1, 2, divisor_override=1)
             return votes[:, 0] > 4.5
         if self._noise == "block":
-            n, h, w = sites.shape
+            _, h, w = sites.shape
             blocks = torch.nn.functional.max_pool2d(sites[:, None].float(), 8, 8, ceil_mode=True)
             return blocks.repeat_interleave(8, 2).repeat_interleave(8, 3)[:, 0, :h, :w] > 0.5
         return sites

@@ -96,7 +96,7 @@ def get_num_threads() -> int:
     """How many threads the native executor uses; torch's number until `set_num_threads` is called."""
     if _threads is not None:
         return _threads
-    import torch  # noqa: PLC0415  (importing this module must stay cheap)
+    import torch
 
     return torch.get_num_threads()
 

@@ -143,7 +143,7 @@ def heat_table() -> tuple[list[int], list[int], list[int]]:
 
 
 def class_colours(count: int) -> Image:
-    """A colour for each of ``count`` classes, (count, 3) uint8; class 0 is black, taken as background."""
+    """A colour for each of ``count`` classes, (count, 3) uint8; class 0 is black; maps leave it out, as background."""
     hues = (np.arange(count) * 0.61803398875) % 1.0  # golden ratio: neighbours in number are far apart in hue
     offsets = np.array([0.0, 2.0 / 3.0, 1.0 / 3.0])
     wheel = np.abs(((hues[:, None] + offsets) % 1.0) * 6.0 - 3.0) - 1.0
@@ -152,20 +152,25 @@ def class_colours(count: int) -> Image:
     return colours
 
 
-def blend(image: Image, layer: Image, opacity: float) -> Image:
+def blend(image: Image, layer: Image, opacity: float, where: npt.NDArray[np.bool_] | None = None) -> Image:
     """Lay one picture over another of any size.
 
     Args:
         image: (h, w, 3) RGB.
         layer: (a, b, 3) RGB, scaled to the picture.
         opacity: 0 to 1.
+        where: (a, b), positions of the layer to lay; None: all.
 
     Returns:
         A new picture.
     """
     pillow = need("PIL.Image", "draw on frames")
     base = pillow.fromarray(image)
-    return np.asarray(pillow.blend(base, pillow.fromarray(layer).resize(base.size, pillow.Resampling.NEAREST), opacity))
+    mixed = pillow.blend(base, pillow.fromarray(layer).resize(base.size, pillow.Resampling.NEAREST), opacity)
+    if where is not None:
+        mask = pillow.fromarray(where.astype(np.uint8) * 255).resize(base.size, pillow.Resampling.NEAREST)
+        mixed = pillow.composite(mixed, base, mask)
+    return np.asarray(mixed)
 
 
 def beside(panels: Sequence[Image], captions: Sequence[str]) -> Image:

@@ -77,7 +77,7 @@ class MapTask:
         if finding.kind == "picture":
             return blend(image, finding.values, 1.0)
         if finding.kind == "classes":
-            return blend(image, class_colours(finding.channels)[finding.values], 0.5)
+            return blend(image, class_colours(finding.channels)[finding.values], 0.5, finding.values > 0)
         if self._range is None:  # kept from the first frame on, so that colours mean the same all along
             self._range = _value_range(finding.values)
         return blend(image, colour_map(finding.values, *self._range), 0.55)
