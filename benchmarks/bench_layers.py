@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from harness import Contestant, blob_mask, main, must_agree, parser, race, show
+from harness import Contestant, blob_mask, main, must_agree, parser, race
 from torch import Tensor, nn
 
 import sightline as sl

@@ -7,6 +7,7 @@ the growth of the process's resident memory is that clone's state.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import gc
 import json
@@ -16,10 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import networks
 import torch
 from harness import Disagreement, main, parser
 
+import networks
 import sightline as sl
 
 NETWORKS = {"ResNet-50": networks.resnet50, "MobileNetV2": networks.mobilenet_v2}
@@ -30,10 +31,8 @@ ALLOWED = 0.05  # the promise: reported within 5 % of what is held
 def resident() -> int:
     """Bytes of this process that are in memory, after everything that is free has gone back to the system."""
     gc.collect()
-    try:
+    with contextlib.suppress(AttributeError):  # not glibc
         ctypes.CDLL(None).malloc_trim(0)
-    except AttributeError:  # not glibc
-        pass
     try:
         pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
@@ -75,8 +74,8 @@ def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
             found = json.loads(run.stdout.splitlines()[-1])
             ratio = found["reported"] / found["gained"] if found["gained"] else 0.0
             cases.append({"case": case, **found, "ratio": ratio, "within": abs(ratio - 1) <= ALLOWED})
-            megabytes = {key: value / 2**20 for key, value in found.items()}
-            print(f"{case:<24} reported {megabytes['reported']:8.1f} MiB   gained {megabytes['gained']:8.1f} MiB   ratio {ratio:.3f}", flush=True)
+            reported, gained = found["reported"] / 2**20, found["gained"] / 2**20
+            print(f"{case:<24} reported {reported:8.1f} MiB   gained {gained:8.1f} MiB   ratio {ratio:.3f}", flush=True)
     return cases, []
 
 

@@ -14,11 +14,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import networks
 import torch
 from harness import Contestant, MissingPeer, blob_mask, main, must_agree, parser, race, show
 from torch import Tensor
 
+import networks
 import sightline as sl
 from sightline.graph.executor import grid_of, run_chain
 
@@ -35,6 +35,7 @@ class Alternating:
         self.turn = 0
 
     def __call__(self) -> Tensor:
+        """The other one."""
         self.turn ^= 1
         return self.frames[self.turn]
 

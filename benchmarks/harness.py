@@ -22,10 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# Waiting threads sleep instead of spinning: beside other work, spinning turns every parallel region into tens of milliseconds.
-# Read once, when the OpenMP library loads, hence before torch.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import numpy as np
 import torch
 
@@ -83,6 +79,7 @@ def race(contestants: Sequence[Contestant], *, threads: int, rounds: int, burst:
     """Times all contestants in turns.
 
     Args:
+        contestants: who takes part, in this order.
         threads: 1 for CPU time, more for wall time.
         rounds: how often everybody gets a turn; at least 3 are run whatever the budget says.
         burst: timed runs per turn, after one that is not timed (what others left in the caches is not this one's fault).
@@ -241,6 +238,11 @@ def main(parsed: argparse.Namespace, measure: Callable[[argparse.Namespace], tup
     if parsed.threads < 1:
         print("--threads must be at least 1", file=sys.stderr)
         return 2
+    if parsed.threads > 1 and "OMP_WAIT_POLICY" not in os.environ:
+        # Waiting threads must sleep: beside other work, spinning turns every parallel region into tens of milliseconds. OpenMP reads this
+        # when it loads, that is with torch, so the script starts again.
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     torch.set_num_threads(parsed.threads)
     sightline.set_num_threads(parsed.threads)
     output = parsed.output or RESULTS / f"{parsed.benchmark}-{parsed.threads}.json"
@@ -262,4 +264,5 @@ def show(case: str, rows: Sequence[dict[str, Any]]) -> None:
     print(f"\n{case}", flush=True)
     for row in rows:
         seconds = row["seconds"]
-        print(f"  {row['contestant']:<28} {seconds['median'] * 1e3:10.4f} ms   min {seconds['min'] * 1e3:10.4f}   ({row['clock']})", flush=True)
+        median, least = seconds["median"] * 1e3, seconds["min"] * 1e3
+        print(f"  {row['contestant']:<28} {median:10.4f} ms   min {least:10.4f}   ({row['clock']})", flush=True)

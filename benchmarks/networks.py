@@ -32,7 +32,7 @@ class Bottleneck(nn.Module):
         self.body = nn.Sequential(_conv(cin, width, 1), _conv(width, width, 3, stride), _conv(width, 4 * width, 1, act=None))
         self.shortcut = nn.Identity() if stride == 1 and cin == 4 * width else _conv(cin, 4 * width, 1, stride, act=None)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
@@ -46,7 +46,7 @@ class InvertedResidual(nn.Module):
         self.body = nn.Sequential(*first, _conv(wide, wide, 3, stride, groups=wide, act=nn.ReLU6), _conv(wide, cout, 1, act=None))
         self.adds = stride == 1 and cin == cout
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return x + self.body(x) if self.adds else self.body(x)
 
 

@@ -245,7 +245,7 @@ class TorchExecutor(Executor):
 
     def std(self, step: Step) -> float:
         value = self._held.get(step.output)
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.numel():
             return 0.0
         return float(value.to(torch.float64).std(correction=0))
 

@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <chrono>
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define SL_PAUSE() _mm_pause()
@@ -14,6 +16,8 @@ namespace sightline {
 namespace {
 // About 20 microseconds: longer than the gap between two loops of a frame, shorter than anything a person would notice.
 constexpr int kSpins = 600;
+// Items are far smaller than this: whoever takes longer has lost its core.
+constexpr std::chrono::microseconds kTooLong{1500};
 }  // namespace
 
 Pool& Pool::instance() {
@@ -77,9 +81,18 @@ void Pool::distribute(int items) {
   if (sleeping_.load() > 0) generation_.notify_all();
   take(0);
   open_.store(false);
+  if (inside_.load() == 0) return;
+  const auto start = std::chrono::steady_clock::now();
   for (int spins = 0; inside_.load() != 0; ++spins) {
     if (spins < 4000) SL_PAUSE();
     else std::this_thread::yield();
+  }
+  if (std::chrono::steady_clock::now() - start > kTooLong) {
+    alone_ = penalty_;
+    penalty_ = penalty_ < 1024 ? penalty_ * 2 : penalty_;
+  } else if (penalty_ > 16 && --good_ <= 0) {
+    penalty_ /= 2;
+    good_ = 256;
   }
 }
 

@@ -28,6 +28,11 @@ class Pool {
       return;
     }
     std::lock_guard<std::mutex> hold(busy_, std::adopt_lock);
+    if (alone_ > 0) {
+      --alone_;
+      for (int i = 0; i < items; ++i) body(i, 0);
+      return;
+    }
     call_ = [](void* f, int item, int worker) { (*static_cast<std::remove_reference_t<F>*>(f))(item, worker); };
     context_ = &body;
     distribute(items);
@@ -53,6 +58,9 @@ class Pool {
   std::atomic<uint32_t> generation_{0};
   std::atomic<int> sleeping_{0};
   std::atomic<bool> quit_{false};
+  // Loops to run alone: a worker that was descheduled in the middle of an item has made the caller wait, so the machine has no core
+  // to spare. Doubles each time, falls back to nothing once workers keep up.
+  int alone_ = 0, penalty_ = 16, good_ = 256;
   int owner_ = 0;  // process that started the workers: they do not survive a fork
 };
 

@@ -1,0 +1,206 @@
+"""Renders the tables in README.md and docs/benchmarks.md from benchmarks/results/*.json.
+
+A table stands between ``<!-- table:NAME -->`` and ``<!-- /table -->``; NAME is one of `TABLES`, followed by the number of threads where
+that is not 1 (``layers-2``). A marker whose results are missing becomes one sentence that says so. ``--check`` writes nothing and
+fails if a file is not up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+MARKER = re.compile(r"(<!-- table:([\w.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+SCHEMA = 1
+DENSE = ("eager", "torch.compile", "onnxruntime", "openvino")
+
+Result = dict[str, Any]
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; the first column to the left, all others to the right."""
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def medians(case: dict[str, Any]) -> dict[str, float]:
+    return {row["contestant"]: row["seconds"]["median"] for row in case["rows"]}
+
+
+def milliseconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    value = seconds * 1e3
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.3f}"
+
+
+def ratio(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.2g} %"
+
+
+def layers(result: Result) -> str:
+    """Speed of the dense runs and speed-ups over the prepacked peer."""
+    names = [row["contestant"] for row in result["cases"][0]["rows"] if row["contestant"].startswith("sightline")]
+    head = ["layer", "`F.conv2d` GFLOP/s", "prepacked GFLOP/s", "ours, 100 %, GFLOP/s"]
+    head += [f"x at {percent(float(name.split()[1]))}" for name in names]
+    rows = []
+    for case in result["cases"]:
+        time = medians(case)
+        speed = [f"{2e-9 * case['macs'] / time[name]:.0f}" for name in ("F.conv2d", "prepacked", "sightline 1")]
+        rows.append([case["case"], *speed, *(ratio(time["prepacked"] / time[name]) for name in names)])
+    return table(head, rows)
+
+
+def networks(result: Result) -> str:
+    """Milliseconds of everybody, one column per network."""
+    cases = result["cases"]
+    names = list(dict.fromkeys(row["contestant"] for case in cases for row in case["rows"]))
+    times = [medians(case) for case in cases]
+    return table(
+        ["ms per frame", *(case["case"] for case in cases)], [[name, *(milliseconds(time.get(name)) for time in times)] for name in names]
+    )
+
+
+def speedups(result: Result) -> str:
+    """Ours against the best dense peer of the same run, and against eager PyTorch."""
+    head, columns = ["speed-up over the best dense peer / over eager"], []
+    for case in result["cases"]:
+        time = medians(case)
+        dense = {name: time[name] for name in DENSE if name in time}
+        best = min(dense, key=lambda name: dense[name])
+        head.append(f"{case['case']} (best: {best})")
+        ours = {name: t for name, t in time.items() if name not in DENSE}
+        columns.append({name: (dense[best] / t, dense["eager"] / t if "eager" in dense else None) for name, t in ours.items()})
+    names = list(dict.fromkeys(name for column in columns for name in column if not name.startswith("static")))
+    cells = [[name, *(f"{ratio(c[name][0])} / {ratio(c[name][1])}" if name in c else "-" for c in columns)] for name in names]
+    return table(head, cells)
+
+
+def video(result: Result) -> str:
+    """Dense against streamed on real clips."""
+    rows = []
+    for case in result["cases"]:
+        time = medians(case)
+        for row in case["rows"]:
+            if "threshold" not in row:
+                continue
+            streamed = row["seconds"]["median"]
+            rows.append([
+                f"{case['case']} ({case['model'].removesuffix('.onnx')}, {case['size'][0]}x{case['size'][1]})",
+                f"{row['threshold']:g}",
+                percent(row["macs_share"]),
+                milliseconds(time["sightline dense"]),
+                milliseconds(time.get("onnxruntime")),
+                milliseconds(streamed),
+                ratio(time["sightline dense"] / streamed),
+                ratio(time["onnxruntime"] / streamed) if "onnxruntime" in time else "-",
+                f"{row['relative_l2']:.2g}",
+            ])  # fmt: skip
+    head = ["clip", "threshold", "MACs", "dense ms", "onnxruntime ms", "streamed ms", "x dense", "x onnxruntime", "relative L2 error"]
+    return table(head, rows)
+
+
+def memory(result: Result) -> str:
+    """State as reported and as the process grew."""
+
+    def mib(count: int) -> str:
+        return f"{count / 2**20:.1f}"
+
+    rows = [[c["case"], mib(c["reported"]), mib(c["gained"]), f"{c['ratio']:.3f}", mib(c["weights"])] for c in result["cases"]]
+    return table(["state", "reported MiB", "gained MiB", "ratio", "shared weights MiB"], rows)
+
+
+def conditions(result: Result) -> str:
+    """One sentence: machine, versions, clock."""
+    machine, versions = result["machine"], result["versions"]
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "onnxruntime", "openvino", "numpy") if name in versions)
+    clock = "CPU time of one thread" if result["threads"] == 1 else f"wall time, {result['threads']} threads"
+    quick = " QUICK RUN: shows only that the script works." if result["quick"] else ""
+    return f"{machine['cpu']} ({machine['sightline_isa']}), {machine['cores']} cores; {packages}; medians, {clock}.{quick}\n"
+
+
+TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
+    # name: (benchmark whose results it shows, how)
+    "layers": ("layers", layers),
+    "networks": ("networks", networks),
+    "speedups": ("networks", speedups),
+    "video": ("video", video),
+    "memory": ("memory", memory),
+    "conditions": ("networks", conditions),
+}
+
+
+def load(path: Path) -> Result:
+    """A result file.
+
+    Raises:
+        ValueError: it was written by another version of the scripts, or is incomplete.
+    """
+    result: Result = json.loads(path.read_text(encoding="utf-8"))
+    missing = {"schema", "benchmark", "quick", "machine", "versions", "threads", "cases"} - result.keys()
+    if missing or result["schema"] != SCHEMA:
+        raise ValueError(f"{path.name} does not fit this script ({sorted(missing) or result['schema']}); run the benchmark again.")
+    return result
+
+
+def render(text: str, results: Path) -> str:
+    """The text with all its tables replaced.
+
+    Raises:
+        ValueError: a marker names no table, or its result file does not fit.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        opening, name, closing = match.groups()
+        kind, _, threads = name.partition("-")
+        if kind not in TABLES:
+            raise ValueError(f"no table is called '{kind}'; there are {', '.join(TABLES)}.")
+        benchmark, draw = TABLES[kind]
+        path = results / f"{benchmark}-{threads or '1'}.json"
+        absent = f"Not measured yet: run `benchmarks/bench_{benchmark}.py --threads {threads or '1'}`.\n"
+        body = draw(load(path)) if path.is_file() else absent
+        return f"{opening}{body}{closing}"
+
+    return MARKER.sub(replace, text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a file is not up to date")
+    parser.add_argument("--results", type=Path, default=Path(__file__).resolve().parent / "results", help="folder of the result files")
+    parser.add_argument("files", nargs="*", type=Path, default=FILES, help="Markdown files; default: README.md and docs/benchmarks.md")
+    arguments = parser.parse_args()
+    stale = []
+    for file in arguments.files:
+        if not file.is_file():
+            continue
+        before = file.read_text(encoding="utf-8")
+        try:
+            after = render(before, arguments.results)
+        except ValueError as error:
+            print(f"{file.name}: {error}", file=sys.stderr)
+            return 1
+        if after != before:
+            stale.append(file.name)
+            if not arguments.check:
+                file.write_text(after, encoding="utf-8")
+    if stale:
+        print(("not up to date: " if arguments.check else "rendered: ") + ", ".join(stale))
+    return 1 if stale and arguments.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
