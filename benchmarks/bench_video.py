@@ -103,7 +103,7 @@ def run_job(job: Job, folder: Path, arguments: argparse.Namespace, notes: list[s
     dense_seconds, want = timed(run_dense, frames, threads)
     add("sightline dense", dense_seconds)
     try:
-        peer = networks.onnxruntime(path.read_bytes(), frames[0], threads)
+        peer = networks.onnxruntime(networks.with_shape(path, frames[0]), frames[0], threads)
         peer_seconds, first = timed(peer, frames, threads)
         must_agree(f"{job.name}: onnxruntime against ours", want[-1][: first[-1].numel()], first[-1], 1e-3)
         add("onnxruntime", peer_seconds)

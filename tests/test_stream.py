@@ -215,7 +215,7 @@ def test_law_2_every_map_within_its_threshold(backend: Backend, norm: str, unit:
         oracle.assert_within(executor, limits, norm, f"frame {index}")
         held = executor.value(steps["input"].output)
         assert float(oracle.distance((frame - held).double(), norm).max()) <= limits[steps["input"]] * (1 + 1e-6)  # type: ignore[operator]
-    assert stream.stats.last.macs_share < 1
+    assert threshold < 0.1 or stream.stats.last.macs_share < 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -254,7 +254,7 @@ def test_law_2_slow_ramps_are_caught(backend: Backend) -> None:
     for _ in range(40):
         frame = frame + 0.03
         got = stream(frame)
-    most = 0.1 * float(model.weight.abs().sum((1, 2, 3)).max()) * 3**0.5
+    most = 0.1 * float(model.weight.detach().abs().sum((1, 2, 3)).max()) * 3**0.5
     assert float((got - dense(model, frame)).abs().max()) <= most
 
 
@@ -819,7 +819,7 @@ def test_thresholds_in_another_unit_or_with_bad_numbers_are_refused(tmp_path: Pa
     for bad in (-1, "x", None):
         content["thresholds"]["down"] = bad
         path.write_text(json.dumps(content))
-        with pytest.raises((SightlineError, ValueError)):
+        with pytest.raises(MediaError, match="thresholds"):
             stream.thresholds.load(path)
         assert stream.thresholds["down"] == 0.05
     with pytest.raises(MediaError, match="cannot write"):

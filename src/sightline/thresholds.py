@@ -108,7 +108,10 @@ class Thresholds(MutableMapping[str, float]):
             raise MediaError(f"cannot read thresholds from '{path}': {error}.") from error
         if not isinstance(content, dict) or content.get("format") != _FORMAT or not isinstance(content.get("thresholds"), dict):
             raise MediaError(f"'{path}' is not a thresholds file; write one with `stream.thresholds.save(path)`.")
-        values = Thresholds(content["thresholds"])
+        try:
+            values = Thresholds(content["thresholds"])
+        except (TypeError, ValueError) as error:
+            raise MediaError(f"cannot read thresholds from '{path}': {error}.") from error
         if content.get("unit") != self.unit:
             raise ThresholdError(f"'{path}' holds thresholds in unit '{content.get('unit')}', this stream uses '{self.unit}'.")
         if self._fixed and set(values) != set(self):

@@ -15,7 +15,7 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -75,6 +75,45 @@ def capture(model: nn.Module, example: Tensor) -> Graph:
         outputs, walk = _walk(program, tensors, lambda path: path.partition(".")[2] if path else "")
         nodes = [walk.operand(value) for value in outputs]
         graph = walk.finish(nodes, name)
+        graph.output_tree = wrapper.form.tree
+    return graph
+
+
+def capture_several(model: nn.Module, examples: Sequence[Tensor], named: Mapping[str, Tensor] | None = None) -> Graph:
+    """As `capture`, for a model with several inputs, or one that is not an image.
+
+    Args:
+        model: a module; takes the examples by position, then the named ones by keyword.
+        examples: tensors like the inputs to come; their values do not count.
+        named: the same by the names of the parameters of the model's forward.
+
+    Returns:
+        The graph, with one ``input`` node per tensor, in that order: "input", "input:2" ..., also for one that nothing reads.
+
+    Raises:
+        CaptureError: see `capture`.
+        ShapeError: an example is empty, or there is none.
+    """
+    model = getattr(model, "_orig_mod", model)
+    named = named or {}
+    values = [*examples, *named.values()]
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"model: expected a torch.nn.Module, got {type(model).__name__}; wrap a function in a Module's forward")
+    if not values or any(value.numel() == 0 for value in values):
+        raise ShapeError(f"examples: expected tensors that are not empty, got {[tuple(value.shape) for value in values]}")
+    name, wrapper = type(model).__name__, _SeveralWrapper(model, tuple(named))
+    frames = tuple(torch.zeros(value.shape, dtype=value.dtype, device=value.device) for value in values)
+    with _untouched(model, frames[0]), _as_capture_error(name), torch.no_grad(), _quietly():
+        program = torch.export.export(wrapper, frames, strict=False)
+        tensors = {f"{_INNER}.{key}": value.detach() for key, value in _own_tensors(model)}
+        places = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT]
+        others = {
+            place: Node(f"input:{number}", "input", shape=tuple(frame.shape), dtype=frame.dtype)
+            for number, (place, frame) in enumerate(zip(places[1:], frames[1:], strict=True), start=2)
+        }
+        outputs, walk = _walk(program, tensors, lambda path: path.partition(".")[2] if path else "", others)
+        graph = walk.finish([walk.operand(value) for value in outputs], name)
+        graph.nodes[1:1] = others.values()
         graph.output_tree = wrapper.form.tree
     return graph
 
@@ -290,12 +329,27 @@ class _Wrapper(nn.Module):
         self.form = _Form()
 
     def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
-        output = self.model(frame)
+        return self._flat(self.model(frame))
+
+    def _flat(self, output: Any) -> tuple[Tensor, ...]:
         leaves, tree = pytree.tree_flatten(pytree.tree_map(_boxed, output))
         if not leaves:
             raise CaptureError(f"model: it returns no tensor but {type(output).__name__}; return at least one tensor")
         self.form.tree = None if isinstance(output, Tensor) else tree
         return tuple(leaves)
+
+
+class _SeveralWrapper(_Wrapper):
+    """The same for several inputs, the last of them by keyword."""
+
+    def __init__(self, model: nn.Module, keywords: Sequence[str]) -> None:
+        super().__init__(model)
+        self.keywords = keywords
+
+    def forward(self, *frames: Tensor) -> tuple[Tensor, ...]:
+        count = len(frames) - len(self.keywords)
+        output = self.model(*frames[:count], **dict(zip(self.keywords, frames[count:], strict=True)))
+        return self._flat(output)
 
 
 def _rebuild_tree(program: ExportedProgram, outputs: Sequence[Any]) -> tuple[list[Any], Any]:
@@ -313,18 +367,25 @@ def _rebuild_tree(program: ExportedProgram, outputs: Sequence[Any]) -> tuple[lis
 # -- reading an exported program --------------------------------------------------------------------------------------------------
 
 
-def _walk(program: ExportedProgram, tensors: dict[str, Tensor], path_of: Callable[[str], str]) -> tuple[list[Any], Walk]:
-    """Walk a program as it is, or in functional form where that is needed; returns the user's outputs."""
+def _walk(
+    program: ExportedProgram, tensors: dict[str, Tensor], path_of: Callable[[str], str], others: Mapping[str, Node] | None = None
+) -> tuple[list[Any], Walk]:
+    """Walk a program as it is, or in functional form where that is needed; returns the user's outputs.
+
+    `others` holds nodes for all placeholders that are inputs, but the first.
+    """
     try:
-        return _walk_once(program, tensors, path_of)
+        return _walk_once(program, tensors, path_of, others or {})
     except NeedsFunctional:
         with _without_dropouts(program):
             functional = program.run_decompositions({})
-        return _walk_once(functional, tensors, path_of)
+        return _walk_once(functional, tensors, path_of, others or {})
 
 
-def _walk_once(program: ExportedProgram, tensors: dict[str, Tensor], path_of: Callable[[str], str]) -> tuple[list[Any], Walk]:
-    constants: dict[str, Any] = {}
+def _walk_once(
+    program: ExportedProgram, tensors: dict[str, Tensor], path_of: Callable[[str], str], others: Mapping[str, Node]
+) -> tuple[list[Any], Walk]:
+    constants: dict[str, Any] = dict(others)
     owners: dict[str, str] = {}
     signature = program.graph_signature
     for spec in signature.input_specs:
@@ -339,7 +400,7 @@ def _walk_once(program: ExportedProgram, tensors: dict[str, Tensor], path_of: Ca
             constants[name] = _stored(program, target)
     changed = {spec.target for spec in signature.output_specs if spec.kind in {OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION}}
     stateful = [spec.arg.name for spec in signature.input_specs if spec.target in changed]
-    walk = Walk(constants, owners, _frame_of(program), stateful, path_of)
+    walk = Walk(constants, owners, _frame_of(program, others), stateful, path_of)
     values = walk.run(program.graph_module.graph)
     kinds = [spec.kind for spec in signature.output_specs]
     return [value for value, kind in zip(values, kinds, strict=True) if kind == OutputKind.USER_OUTPUT], walk
@@ -350,10 +411,10 @@ def _stored(program: ExportedProgram, target: str) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
-def _frame_of(program: ExportedProgram) -> str:
+def _frame_of(program: ExportedProgram, others: Collection[str] = ()) -> str:
     """Name of the placeholder that is the frame."""
     inputs = [spec.arg for spec in program.graph_signature.input_specs if spec.kind == InputKind.USER_INPUT]
-    frames = [argument.name for argument in inputs if isinstance(argument, TensorArgument)]
+    frames = [argument.name for argument in inputs if isinstance(argument, TensorArgument) and argument.name not in others]
     if len(frames) != 1:
         raise CaptureError(f"model: expected a program with one tensor input (n, c, h, w), got {len(frames)}; fix the others")
     return frames[0]

@@ -202,8 +202,10 @@ SL_INLINE VF activate(VF x, float p0, float p1, const float* slope) {
 
 // -- publishing --------------------------------------------------------------------------------------
 
+constexpr int kWithinMax = 3;  // kWithin under the max norm: a variant of its own keeps the loop free of branches
+
 template <int ACT, int MODE>
-SL_INLINE bool publish_one(const Publish& a, float* row, const float* residual, float* held) {
+SL_INLINE bool publish_one(const Publish& a, float limit, float* row, const float* residual, float* held) {
   const int c = a.c;
   VI differs = {};
   VF accum = set1(0.0f);
@@ -227,11 +229,8 @@ SL_INLINE bool publish_one(const Publish& a, float* row, const float* residual, 
     } else {
       VF d = y - load(held + i);
       if (tail) d = keep(d, n);
-      if (a.norm == kMax) {
-        accum = select((vabs(d) > accum) | (d != d), vabs(d), accum);
-      } else {
-        accum = accum + d * d;
-      }
+      if constexpr (MODE == kWithinMax) accum = select((vabs(d) > accum) | (d != d), vabs(d), accum);
+      else accum = accum + d * d;
       store(row + i, y);  // rows are padded to whole vectors
     }
   };
@@ -239,19 +238,17 @@ SL_INLINE bool publish_one(const Publish& a, float* row, const float* residual, 
   for (; i + W <= c; i += W) step(i, false, W);
   if (i < c) step(i, true, c - i);
   if constexpr (MODE == kAlways) return true;
-  if constexpr (MODE == kExact) {
-    return any(differs);
-  }
+  if constexpr (MODE == kExact) return any(differs);
   float n;
-  if (a.norm == kMax) {
+  if constexpr (MODE == kWithinMax) {
     n = 0;
     for (int k = 0; k < W; ++k) n = (accum[k] > n || accum[k] != accum[k]) ? accum[k] : n;
   } else {
     n = sum(accum);
-    n = a.norm == kRms ? std::sqrt(n / (float)c) : std::sqrt(n);
   }
-  if (n <= a.threshold) return false;
-  std::memcpy(held, row, sizeof(float) * (size_t)c);
+  if (n <= limit) return false;
+  for (i = 0; i + W <= c; i += W) store(held + i, load(row + i));
+  if (i < c) store_tail(held + i, load(row + i), c - i);
   return true;
 }
 
@@ -266,6 +263,8 @@ int publish_rows(const Publish& a, float* rows, int ldr, const Site* sites, int 
     const char* other = reinterpret_cast<const char*>(a.residual + (int64_t)sites[p].index * a.residual_ld);
     for (int i = 0; i < a.c * 4; i += 64) __builtin_prefetch(other + i, 0, 2);
   };
+  // Compared with sums of squares, so that no root is taken.
+  const float limit = a.norm == kMax ? a.threshold : a.norm == kRms ? a.threshold * a.threshold * (float)a.c : a.threshold * a.threshold;
   int total = 0;
   if constexpr (MODE != kAlways)
     for (int p = 0; p < (pixels < kAhead ? pixels : kAhead); ++p) fetch(p);
@@ -274,7 +273,7 @@ int publish_rows(const Publish& a, float* rows, int ldr, const Site* sites, int 
       if (p + kAhead < pixels) fetch(p + kAhead);
     const int64_t at = sites[p].index;
     const float* residual = a.residual ? a.residual + at * a.residual_ld : nullptr;
-    bool now = publish_one<ACT, MODE>(a, rows + (int64_t)p * ldr, residual, a.held + at * a.ld);
+    bool now = publish_one<ACT, MODE>(a, limit, rows + (int64_t)p * ldr, residual, a.held + at * a.ld);
     changed[p] = now;
     total += now;
   }
@@ -286,7 +285,9 @@ int publish_act(const Publish& a, float* rows, int ldr, const Site* sites, int p
   switch (a.mode) {
     case kAlways: return publish_rows<ACT, kAlways>(a, rows, ldr, sites, pixels, changed);
     case kExact: return publish_rows<ACT, kExact>(a, rows, ldr, sites, pixels, changed);
-    default: return publish_rows<ACT, kWithin>(a, rows, ldr, sites, pixels, changed);
+    default:
+      return a.norm == kMax ? publish_rows<ACT, kWithinMax>(a, rows, ldr, sites, pixels, changed)
+                            : publish_rows<ACT, kWithin>(a, rows, ldr, sites, pixels, changed);
   }
 }
 
