@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,7 +58,9 @@ def _add(name: str, build: Callable[[], nn.Module], shape: tuple[int, int, int, 
     CASES.append(Case(name, build, shape, native))
 
 
-def _function(name: str, function: Callable[..., Any], shape: tuple[int, int, int, int], *parts: Callable[[], nn.Module], native: bool = True) -> None:
+def _function(
+    name: str, function: Callable[..., Any], shape: tuple[int, int, int, int], *parts: Callable[[], nn.Module], native: bool = True
+) -> None:
     _add(name, lambda: Apply(function, *(part() for part in parts)), shape, native)
 
 
@@ -104,12 +107,13 @@ for _mode in ("reflect", "replicate", "circular"):
     _conv(f"{_mode} padding, depthwise", 6, 6, 3, padding=1, groups=6, padding_mode=_mode)
     _conv(f"{_mode} padding as wide as it may be", 2, 3, 3, (4, 4), padding=3, padding_mode=_mode)
 for _groups, _cin, _cout in (
-    (2, 4, 6), (2, 14, 14), (2, 30, 30), (2, 62, 62), (2, 34, 62), (3, 9, 21), (3, 60, 60), (4, 4, 20), (5, 5, 15), (7, 21, 63), (8, 32, 32), (16, 32, 64),
+    (2, 4, 6), (2, 14, 14), (2, 30, 30), (2, 62, 62), (2, 34, 62), (3, 9, 21), (3, 60, 60), (4, 4, 20), (5, 5, 15), (7, 21, 63),
+    (8, 32, 32), (16, 32, 64),
 ):  # fmt: skip
     _conv(f"{_groups} groups, {_cin} to {_cout}", _cin, _cout, 3, padding=1, groups=_groups)
     _conv(f"pointwise, {_groups} groups, {_cin} to {_cout}", _cin, _cout, 1, groups=_groups)
-for _c in (1, 3, 8, 16, 17, 40):
-    _conv(f"depthwise 3x3, {_c} channels", _c, _c, 3, padding=1, groups=_c)
+for _wide in (1, 3, 8, 16, 17, 40):
+    _conv(f"depthwise 3x3, {_wide} channels", _wide, _wide, 3, padding=1, groups=_wide)
 _conv("depthwise 5x5, stride 2", 12, 12, 5, (15, 38), stride=2, padding=2, groups=12)
 _conv("depthwise 3x3, stride 2, batch", 12, 12, 3, (15, 38), n=2, stride=2, padding=1, groups=12)
 _conv("depthwise 3x3, stride 3", 12, 12, 3, (15, 38), stride=3, groups=12)
@@ -140,18 +144,19 @@ _transposed("many channels", 40, 37, 4, stride=2, padding=1)
 
 # -- pooling -----------------------------------------------------------------------------------------------------------------------
 
+_POOLS: dict[str, dict[str, Any]] = {
+    "2x2": {"kernel_size": 2},
+    "3x3, stride 2": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "3x2, stride 2 and 3": {"kernel_size": (3, 2), "stride": (2, 3), "padding": (1, 0)},
+    "ceil mode": {"kernel_size": 3, "stride": 2, "ceil_mode": True},
+    "ceil mode with padding": {"kernel_size": 3, "stride": 3, "padding": 1, "ceil_mode": True},
+    "ceil mode, last window in the padding": {"kernel_size": 2, "stride": 3, "padding": 1, "ceil_mode": True},
+    "5x5, stride 1": {"kernel_size": 5, "stride": 1, "padding": 2},
+}
 for _kind, _pool in (("max", nn.MaxPool2d), ("avg", nn.AvgPool2d)):
-    for _name, _options in {
-        "2x2": {"kernel_size": 2},
-        "3x3, stride 2": {"kernel_size": 3, "stride": 2, "padding": 1},
-        "3x2, stride 2 and 3": {"kernel_size": (3, 2), "stride": (2, 3), "padding": (1, 0)},
-        "ceil mode": {"kernel_size": 3, "stride": 2, "ceil_mode": True},
-        "ceil mode with padding": {"kernel_size": 3, "stride": 3, "padding": 1, "ceil_mode": True},
-        "ceil mode, last window in the padding": {"kernel_size": 2, "stride": 3, "padding": 1, "ceil_mode": True},
-        "5x5, stride 1": {"kernel_size": 5, "stride": 1, "padding": 2},
-    }.items():
+    for _name, _options in _POOLS.items():
         for _size in ((9, 11), (10, 8)):
-            _add(f"{_kind} pool {_name} on {_size[0]}x{_size[1]}", lambda pool=_pool, options=_options: pool(**options), (2, 5, *_size))  # type: ignore[misc]
+            _add(f"{_kind} pool {_name} on {_size[0]}x{_size[1]}", partial(_pool, **_options), (2, 5, *_size))
 _add("max pool, dilation 2", lambda: nn.MaxPool2d(3, 2, 1, dilation=2), (1, 5, 11, 12))
 _add("max pool, dilation 2, ceil mode", lambda: nn.MaxPool2d(2, 3, 1, dilation=2, ceil_mode=True), (1, 5, 11, 12))
 _add("avg pool, padding not counted", lambda: nn.AvgPool2d(3, 2, 1, count_include_pad=False), (1, 5, 9, 10))
@@ -161,7 +166,7 @@ _add("avg pool, 37 channels", lambda: nn.AvgPool2d(2, 2), (1, 37, 6, 6))
 _add("max pool, 37 channels", lambda: nn.MaxPool2d(2, 2), (1, 37, 6, 6))
 for _kind, _adaptive in (("avg", nn.AdaptiveAvgPool2d), ("max", nn.AdaptiveMaxPool2d)):
     for _out in ((1, 1), (2, 3), (5, 7), (1, 4), (12, 15)):
-        _add(f"adaptive {_kind} pool to {_out[0]}x{_out[1]}", lambda pool=_adaptive, out=_out: pool(out), (2, 5, 7, 9))  # type: ignore[misc]
+        _add(f"adaptive {_kind} pool to {_out[0]}x{_out[1]}", partial(_adaptive, _out), (2, 5, 7, 9))
 _function("mean over the map", lambda x: x.mean((2, 3)), (3, 21, 6, 7))
 _function("mean over the map, kept", lambda x: x.mean((2, 3), keepdim=True), (2, 5, 6, 7))
 _function("mean of a large map", lambda x: x.mean((2, 3)), (1, 3, 70, 90))
@@ -172,9 +177,17 @@ for _resample in ("nearest", "bilinear", "bicubic"):
     for _corners in (None,) if _resample == "nearest" else (False, True):
         _tag = f"{_resample}{', corners aligned' if _corners else ''}"
         for _factor in (2, 1.5, (3.0, 0.7)):
-            _add(f"upsample {_tag} by {_factor}", lambda m=_resample, a=_corners, s=_factor: nn.Upsample(scale_factor=s, mode=m, align_corners=a), (1, 5, 6, 7))  # type: ignore[misc]
+            _add(
+                f"upsample {_tag} by {_factor}",
+                partial(nn.Upsample, scale_factor=_factor, mode=_resample, align_corners=_corners),
+                (1, 5, 6, 7),
+            )
         for _to in ((11, 5), (1, 1), (6, 7), (3, 20)):
-            _add(f"upsample {_tag} to {_to[0]}x{_to[1]}", lambda m=_resample, a=_corners, s=_to: nn.Upsample(size=s, mode=m, align_corners=a), (2, 17, 6, 7))  # type: ignore[misc]
+            _add(
+                f"upsample {_tag} to {_to[0]}x{_to[1]}",
+                partial(nn.Upsample, size=_to, mode=_resample, align_corners=_corners),
+                (2, 17, 6, 7),
+            )
         _function(
             f"upsample {_tag}, scale recomputed",
             lambda x, m=_resample, a=_corners: F.interpolate(x, scale_factor=2.3, mode=m, align_corners=a, recompute_scale_factor=True),
@@ -196,8 +209,20 @@ _function("slice of channels, returned", lambda x: x[:, 2:4], (2, 5, 6, 7))
 _function("slice of the batch", lambda x: x[1:] * 2, (2, 5, 6, 7), native=False)
 _function("cat", lambda x, f, g: torch.cat([f(x), x, g(x)], 1), (2, 5, 6, 7), lambda: nn.Conv2d(5, 3, 3, padding=1), nn.ReLU)
 _function("cat of a map with itself", lambda x, f: torch.cat([f(x)] * 3, 1), (1, 5, 6, 7), lambda: nn.Conv2d(5, 3, 1))
-_function("cat in a cat", lambda x, f, g: torch.cat([x, torch.cat([f(x), g(x)], 1), f(x)], 1), (1, 5, 6, 7), lambda: nn.Conv2d(5, 3, 3, padding=1), lambda: nn.Conv2d(5, 4, 1))
-_function("a map in two cats", lambda x, f, g: torch.cat([torch.cat([f(x), g(x)], 1), f(x), x], 1), (1, 5, 6, 7), lambda: nn.Conv2d(5, 3, 1), lambda: nn.Conv2d(5, 17, 1))
+_function(
+    "cat in a cat",
+    lambda x, f, g: torch.cat([x, torch.cat([f(x), g(x)], 1), f(x)], 1),
+    (1, 5, 6, 7),
+    lambda: nn.Conv2d(5, 3, 3, padding=1),
+    lambda: nn.Conv2d(5, 4, 1),
+)
+_function(
+    "a map in two cats",
+    lambda x, f, g: torch.cat([torch.cat([f(x), g(x)], 1), f(x), x], 1),
+    (1, 5, 6, 7),
+    lambda: nn.Conv2d(5, 3, 1),
+    lambda: nn.Conv2d(5, 17, 1),
+)
 _function("cat of rows", lambda x: torch.cat([x, x * 2], 2), (2, 5, 6, 7))
 _function("cat of columns", lambda x: torch.cat([x[:, :, :, 3:], x], 3), (2, 5, 6, 7))
 _function("cat of batches", lambda x: torch.cat([x, x * 2], 0), (2, 5, 6, 7), native=False)
@@ -212,27 +237,58 @@ def _parts_of_a_cat(x: Tensor, f: nn.Module, g: nn.Module) -> tuple[Tensor, ...]
     return a, both[:, 2:5], F.relu(both[:, 1:4] + a), torch.cat([both[:, 3:], b], 1), b
 
 
-_function("parts of a cat are read, sliced and returned", _parts_of_a_cat, (2, 4, 6, 7), lambda: nn.Conv2d(4, 3, 3, padding=1), lambda: nn.Conv2d(4, 5, 1))
+_function(
+    "parts of a cat are read, sliced and returned",
+    _parts_of_a_cat,
+    (2, 4, 6, 7),
+    lambda: nn.Conv2d(4, 3, 3, padding=1),
+    lambda: nn.Conv2d(4, 5, 1),
+)
 _function("slices in a cat", lambda x, f: torch.cat([f(x)[:, 4:], f(x)[:, :4]], 1), (1, 3, 5, 6), lambda: nn.Conv2d(3, 8, 1))
 _function("slice of a slice", lambda x, f: f(x)[:, 2:9][:, 1:4] + 1, (1, 3, 5, 6), lambda: nn.Conv2d(3, 12, 3, padding=1))
-_function("convolution on a slice", lambda x, f, g: g(f(x)[:, 3:7]), (1, 3, 5, 6), lambda: nn.Conv2d(3, 12, 1), lambda: nn.Conv2d(4, 5, 3, padding=1))
-_function("depthwise on a slice", lambda x, f, g: g(f(x)[:, 3:7]), (1, 3, 5, 26), lambda: nn.Conv2d(3, 12, 1), lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4))
+_function(
+    "convolution on a slice",
+    lambda x, f, g: g(f(x)[:, 3:7]),
+    (1, 3, 5, 6),
+    lambda: nn.Conv2d(3, 12, 1),
+    lambda: nn.Conv2d(4, 5, 3, padding=1),
+)
+_function(
+    "depthwise on a slice",
+    lambda x, f, g: g(f(x)[:, 3:7]),
+    (1, 3, 5, 26),
+    lambda: nn.Conv2d(3, 12, 1),
+    lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4),
+)
 _function("chunks", lambda x, f: torch.mul(*f(x).chunk(2, 1)), (2, 3, 5, 6), lambda: nn.Conv2d(3, 14, 1))
 
 # -- element-wise --------------------------------------------------------------------------------------------------------------------
-
-_ACTS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU, "relu6": nn.ReLU6, "hardtanh": lambda: nn.Hardtanh(-0.4, 0.7), "leaky relu": lambda: nn.LeakyReLU(0.2),
-    "leaky relu, negative": lambda: nn.LeakyReLU(-0.3), "prelu, one slope": nn.PReLU, "prelu": lambda: _shaken(nn.PReLU(19)), "silu": nn.SiLU,
-    "hardswish": nn.Hardswish, "sigmoid": nn.Sigmoid, "hardsigmoid": nn.Hardsigmoid, "gelu": nn.GELU, "gelu tanh": lambda: nn.GELU("tanh"),
-    "tanh": nn.Tanh, "elu": lambda: nn.ELU(0.7), "mish": nn.Mish, "softplus": nn.Softplus, "softplus, beta": lambda: nn.Softplus(2.0, 3.0),
-}  # fmt: skip
 
 
 def _shaken(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         nn.init.normal_(parameter)
     return module
+
+
+def _before(act: Callable[[], nn.Module]) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 19, 3, padding=1), act())
+
+
+def _prelu(slopes: int) -> nn.Module:
+    return _shaken(nn.PReLU(slopes))
+
+
+def _silu_behind_groups(groups: int, channels: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(channels, channels, 1, groups=groups), nn.SiLU())
+
+
+_ACTS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU, "relu6": nn.ReLU6, "hardtanh": lambda: nn.Hardtanh(-0.4, 0.7), "leaky relu": lambda: nn.LeakyReLU(0.2),
+    "leaky relu, negative": lambda: nn.LeakyReLU(-0.3), "prelu, one slope": nn.PReLU, "prelu": partial(_prelu, 19), "silu": nn.SiLU,
+    "hardswish": nn.Hardswish, "sigmoid": nn.Sigmoid, "hardsigmoid": nn.Hardsigmoid, "gelu": nn.GELU, "gelu tanh": lambda: nn.GELU("tanh"),
+    "tanh": nn.Tanh, "elu": lambda: nn.ELU(0.7), "mish": nn.Mish, "softplus": nn.Softplus, "softplus, beta": lambda: nn.Softplus(2.0, 3.0),
+}  # fmt: skip
 
 
 def _norm(channels: int) -> nn.Module:
@@ -245,14 +301,20 @@ def _norm(channels: int) -> nn.Module:
 
 for _name, _act in _ACTS.items():
     _add(f"{_name} alone", _act, (2, 19, 5, 6))
-    _add(f"{_name} behind a convolution", lambda act=_act: nn.Sequential(nn.Conv2d(3, 19, 3, padding=1), act()), (1, 3, 5, 6))  # type: ignore[misc]
-for _name, _of in {"exp": torch.exp, "abs": torch.abs, "neg": torch.neg, "sqrt": lambda x: torch.sqrt(x.abs() + 0.5), "clamp": lambda x: x.clamp(-0.2, 0.9)}.items():
+    _add(f"{_name} behind a convolution", partial(_before, _act), (1, 3, 5, 6))
+for _name, _of in {
+    "exp": torch.exp,
+    "abs": torch.abs,
+    "neg": torch.neg,
+    "sqrt": lambda x: torch.sqrt(x.abs() + 0.5),
+    "clamp": lambda x: x.clamp(-0.2, 0.9),
+}.items():
     _function(_name, _of, (2, 5, 6, 7))
 for _name, _slopes in (("one slope", 1), ("slopes", 7)):
-    _function(f"prelu of a vector, {_name}", lambda x, f: f(x.mean((2, 3))), (3, 7, 4, 4), lambda k=_slopes: _shaken(nn.PReLU(k)))
+    _function(f"prelu of a vector, {_name}", lambda x, f: f(x.mean((2, 3))), (3, 7, 4, 4), partial(_prelu, _slopes))
 _add("batch norm alone", lambda: _norm(19), (2, 19, 5, 6))
-for _groups, _out in ((2, 62), (2, 30), (2, 14), (3, 69), (5, 85)):  # rows of channels that end inside a vector
-    _add(f"{_groups} groups to {_out} channels, silu", lambda g=_groups, o=_out: nn.Sequential(nn.Conv2d(o, o, 1, groups=g), nn.SiLU()), (1, _out, 6, 7))  # type: ignore[misc]
+for _groups, _wide in ((2, 62), (2, 30), (2, 14), (3, 69), (5, 85)):  # rows of channels that end inside a vector
+    _add(f"{_groups} groups to {_wide} channels, silu", partial(_silu_behind_groups, _groups, _wide), (1, _wide, 6, 7))
 _add("convolution, batch norm, relu", lambda: nn.Sequential(nn.Conv2d(3, 19, 3), _norm(19), nn.ReLU()), (2, 3, 5, 6))
 _add("transposed, batch norm", lambda: nn.Sequential(nn.ConvTranspose2d(6, 8, 3, 2, groups=2), _norm(8)), (1, 6, 5, 6))
 for _name, _pair in {"add": torch.add, "sub": torch.sub, "mul": torch.mul, "maximum": torch.maximum, "minimum": torch.minimum}.items():
@@ -282,31 +344,55 @@ class WithConstant(nn.Module):
         return self.op(self.constant, y) if self.first else self.op(y, self.constant)
 
 
-for _shape in ((), (1,), (6,), (6, 6), (1, 6), (6, 1), (5, 1, 1), (1, 6, 6), (5, 6, 6), (1, 5, 1, 1), (1, 1, 6, 6), (2, 5, 6, 6), (2, 1, 1, 1), (5, 6, 1)):
+for _shape in (
+    (),
+    (1,),
+    (6,),
+    (6, 6),
+    (1, 6),
+    (6, 1),
+    (5, 1, 1),
+    (1, 6, 6),
+    (5, 6, 6),
+    (1, 5, 1, 1),
+    (1, 1, 6, 6),
+    (2, 5, 6, 6),
+    (2, 1, 1, 1),
+    (5, 6, 1),
+):
     _shown = "x".join(map(str, _shape)) or "scalar"
     _map = (2, 5 if 5 in _shape else 6, 6, 6)
-    _add(f"plus a constant of {_shown}", lambda s=_shape: WithConstant(torch.add, s), _map)  # type: ignore[misc]
-    _add(f"a constant of {_shown} minus", lambda s=_shape: WithConstant(torch.sub, s, True), _map)  # type: ignore[misc]
-_function("cat with a constant", lambda x: torch.cat([x * 2, torch.linspace(0, 1, x.shape[0] * 2 * 42).reshape(x.shape[0], 2, 6, 7)], 1), (2, 5, 6, 7))
+    _add(f"plus a constant of {_shown}", partial(WithConstant, torch.add, _shape), _map)
+    _add(f"a constant of {_shown} minus", partial(WithConstant, torch.sub, _shape, True), _map)
+_function(
+    "cat with a constant",
+    lambda x: torch.cat([x * 2, torch.linspace(0, 1, x.shape[0] * 2 * 42).reshape(x.shape[0], 2, 6, 7)], 1),
+    (2, 5, 6, 7),
+)
 _function("vector plus a constant", lambda x, f: f.bias + x.mean((2, 3)), (2, 5, 6, 7), lambda: nn.Linear(5, 5))
 
 # -- residuals -----------------------------------------------------------------------------------------------------------------------
 
 
-def _c(k: int = 3, i: int = 5, o: int = 5) -> Callable[[], nn.Module]:
+def _same(k: int = 3, i: int = 5, o: int = 5) -> Callable[[], nn.Module]:
     return lambda: nn.Conv2d(i, o, k, padding=k // 2)
 
 
-_function("residual", lambda x, f: F.relu(f(x) + x), (2, 5, 6, 7), _c())
-_function("residual before the frame", lambda x, f: F.relu(x + f(x)), (2, 5, 6, 7), _c())
-_function("residual behind the activation", lambda x, f: x + F.silu(f(x)), (2, 5, 6, 7), _c())
-_function("residual of the same convolution, twice", lambda x, f: f(F.relu(f(x) + x)) + f(x), (2, 5, 6, 7), _c())
-_function("two residuals", lambda x, f, g: f(x) + g(x) + x, (2, 5, 6, 7), _c(), _c(1))
-_function("residual from a slice", lambda x, f, g: f(x) + g(x)[:, 3:8], (2, 5, 6, 7), _c(), _c(1, 5, 12))
-_function("residual from a cat", lambda x, f, g: f(x) + torch.cat([g(x), x[:, :2]], 1), (2, 5, 6, 7), _c(), _c(1, 5, 3))
-_function("residual that needs the convolution's sum twice", lambda x, f: (lambda y: y + y)(f(x)), (2, 5, 6, 7), _c())
-_function("residual onto a batch norm", lambda x, f, n: F.relu(n(F.relu(f(x))) + x), (2, 5, 6, 7), _c(), lambda: _norm(5))
-_function("depthwise with a residual and a clamp", lambda x, f: F.relu6(f(x) + x), (2, 17, 6, 7), lambda: nn.Conv2d(17, 17, 3, padding=1, groups=17))
+_function("residual", lambda x, f: F.relu(f(x) + x), (2, 5, 6, 7), _same())
+_function("residual before the frame", lambda x, f: F.relu(x + f(x)), (2, 5, 6, 7), _same())
+_function("residual behind the activation", lambda x, f: x + F.silu(f(x)), (2, 5, 6, 7), _same())
+_function("residual of the same convolution, twice", lambda x, f: f(F.relu(f(x) + x)) + f(x), (2, 5, 6, 7), _same())
+_function("two residuals", lambda x, f, g: f(x) + g(x) + x, (2, 5, 6, 7), _same(), _same(1))
+_function("residual from a slice", lambda x, f, g: f(x) + g(x)[:, 3:8], (2, 5, 6, 7), _same(), _same(1, 5, 12))
+_function("residual from a cat", lambda x, f, g: f(x) + torch.cat([g(x), x[:, :2]], 1), (2, 5, 6, 7), _same(), _same(1, 5, 3))
+_function("residual that is the convolution itself", lambda x, f: torch.add(*[f(x)] * 2), (2, 5, 6, 7), _same())
+_function("residual onto a batch norm", lambda x, f, n: F.relu(n(F.relu(f(x))) + x), (2, 5, 6, 7), _same(), lambda: _norm(5))
+_function(
+    "depthwise with a residual and a clamp",
+    lambda x, f: F.relu6(f(x) + x),
+    (2, 17, 6, 7),
+    lambda: nn.Conv2d(17, 17, 3, padding=1, groups=17),
+)
 
 # -- heads -------------------------------------------------------------------------------------------------------------------------
 
@@ -314,23 +400,42 @@ _function("linear", lambda x, f: f(x.mean((2, 3))), (3, 21, 6, 7), lambda: nn.Li
 _function("linear on a flat map", lambda x, f: f(torch.flatten(x, 1)), (2, 5, 4, 3), lambda: nn.Linear(60, 10))
 _function("linear on a flat slice", lambda x, f: f(torch.flatten(x[:, 1:4], 1)), (2, 5, 4, 3), lambda: nn.Linear(36, 10))
 _function("flat map, returned", lambda x: torch.flatten(x * 2, 1), (2, 5, 4, 3), native=False)
-_function("flat map, read by a linear and another", lambda x, f: (f(torch.flatten(x, 1)), torch.flatten(x, 1).relu()), (2, 5, 4, 3), lambda: nn.Linear(60, 10), native=False)
+_function(
+    "flat map, read by a linear and another",
+    lambda x, f: (f(torch.flatten(x, 1)), torch.flatten(x, 1).relu()),
+    (2, 5, 4, 3),
+    lambda: nn.Linear(60, 10),
+    native=False,
+)
 _function("flat pixel", lambda x, f: f(F.relu(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))), (2, 21, 4, 3), lambda: nn.Linear(21, 7))
-_function("two linears", lambda x, f, g: g(F.hardswish(f(x.mean((2, 3))))), (3, 21, 6, 7), lambda: nn.Linear(21, 33), lambda: nn.Linear(33, 3))
+_function(
+    "two linears", lambda x, f, g: g(F.hardswish(f(x.mean((2, 3))))), (3, 21, 6, 7), lambda: nn.Linear(21, 33), lambda: nn.Linear(33, 3)
+)
 _function("softmax over channels", lambda x: torch.softmax(x, 1), (2, 5, 6, 7), native=False)
 _function("softmax of a vector", lambda x: torch.softmax(x.mean((2, 3)), 1), (2, 5, 6, 7), native=False)
 
 # -- ops without a rule, between native ones ---------------------------------------------------------------------------------------------
 
-_function("sine between convolutions", lambda x, f, g: g(torch.sin(f(x))), (2, 5, 6, 7), _c(), _c(), native=False)
-_function("sine into a cat", lambda x, f: torch.cat([torch.sin(f(x)), f(x), x], 1), (2, 5, 6, 7), _c(), native=False)
-_function("sine of a part of a cat", lambda x, f: f(torch.sin(torch.cat([f(x), x], 1)[:, 3:8])), (2, 5, 6, 7), _c(), native=False)
-_function("sine as residual", lambda x, f: F.relu(f(x) + torch.sin(x)), (2, 5, 6, 7), _c(), native=False)
-_function("several results", lambda x, f: f(torch.max(f(x), dim=1, keepdim=True)[0] * x), (2, 5, 6, 7), _c(), native=False)
-_function("through three dimensions", lambda x, f: f(x.flatten(2).softmax(-1).reshape(x.shape)) + x, (2, 5, 6, 7), _c(), native=False)
-_function("through five dimensions and a cat", lambda x, f: torch.cat([f(x), f(x).reshape(2, 5, 1, 6, 7).cumsum(1)[:, :, 0]], 1), (2, 5, 6, 7), _c(), native=False)
-_function("attention", lambda x: (lambda t: (t @ t.transpose(1, 2)).softmax(-1) @ t)(x.flatten(2)).reshape(x.shape), (2, 5, 4, 4), native=False)
-_function("group norm", lambda x, f, g: f(g(f(x))), (2, 6, 6, 7), _c(3, 6, 6), lambda: nn.GroupNorm(3, 6), native=False)
+_function("sine between convolutions", lambda x, f, g: g(torch.sin(f(x))), (2, 5, 6, 7), _same(), _same(), native=False)
+_function("sine into a cat", lambda x, f: torch.cat([torch.sin(f(x)), f(x), x], 1), (2, 5, 6, 7), _same(), native=False)
+_function("sine of a part of a cat", lambda x, f: f(torch.sin(torch.cat([f(x), x], 1)[:, 3:8])), (2, 5, 6, 7), _same(), native=False)
+_function("sine as residual", lambda x, f: F.relu(f(x) + torch.sin(x)), (2, 5, 6, 7), _same(), native=False)
+_function("several results", lambda x, f: f(torch.max(f(x), dim=1, keepdim=True)[0] * x), (2, 5, 6, 7), _same(), native=False)
+_function("through three dimensions", lambda x, f: f(x.flatten(2).softmax(-1).reshape(x.shape)) + x, (2, 5, 6, 7), _same(), native=False)
+_function(
+    "through five dimensions and a cat",
+    lambda x, f: torch.cat([f(x), f(x).reshape(2, 5, 1, 6, 7).cumsum(1)[:, :, 0]], 1),
+    (2, 5, 6, 7),
+    _same(),
+    native=False,
+)
+_function(
+    "attention",
+    lambda x: ((x.flatten(2) @ x.flatten(2).transpose(1, 2)).softmax(-1) @ x.flatten(2)).reshape(x.shape),
+    (2, 5, 4, 4),
+    native=False,
+)
+_function("group norm", lambda x, f, g: f(g(f(x))), (2, 6, 6, 7), _same(3, 6, 6), lambda: nn.GroupNorm(3, 6), native=False)
 _function("empty channels", lambda x: torch.cat([x[:, :0], x], 1) + x[:, 5:].sum(), (2, 5, 6, 7), native=False)
 _function("an empty result", lambda x: (x[:, :0] * 2, x * 2), (2, 5, 6, 7), native=False)
-_function("integers", lambda x, f: f(x) + (x > 0).sum(1, keepdim=True).float(), (2, 5, 6, 7), _c(), native=False)
+_function("integers", lambda x, f: f(x) + (x > 0).sum(1, keepdim=True).float(), (2, 5, 6, 7), _same(), native=False)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 _MOST_VALUES = 40_000  # of one map: networks stay tiny
-Choice = Callable[[random.Random, Tensor, nn.ModuleList], "Call | None"]
 Call = tuple[str, Callable[..., Tensor], list[int]]  # what is printed, function of (module list, operands), numbers of the operands
 
 
@@ -133,7 +132,7 @@ def _conv(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> C
     groups = rng.choice([1, 1, 1, cin, rng.choice(dividers)])
     cout = cin if groups == cin and rng.random() < 0.6 else groups * rng.randint(1, 4) if groups > 1 else _channels(rng)
     kernel, dilation = _pair(rng, _size), _pair(rng, lambda r: r.choice([1, 1, 1, 2, 3]))
-    mode = rng.choice(["zeros"] * 4 + ["reflect", "replicate", "circular"])
+    mode: Any = rng.choice(["zeros"] * 4 + ["reflect", "replicate", "circular"])
     half = [(k - 1) * d // 2 for k, d in zip(kernel, dilation, strict=True)]
     padding = rng.choice([(half[0], half[1]), (half[0], half[1]), (0, 0), (half[0] + 1, half[1]), (rng.randint(0, 3), rng.randint(0, 3))])
     stride = _pair(rng, lambda r: r.choice([1, 1, 1, 2, 2, 3]))
@@ -156,7 +155,7 @@ def _transposed(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int
     kernel, stride = _pair(rng, lambda r: r.choice([1, 2, 3, 4, 5])), _pair(rng, lambda r: r.choice([1, 2, 2, 3]))
     dilation = _pair(rng, lambda r: r.choice([1, 1, 1, 2]))
     padding = (rng.randint(0, kernel[0] - 1), rng.randint(0, kernel[1] - 1))
-    extra = tuple(rng.randint(0, max(s, d) - 1) for s, d in zip(stride, dilation, strict=True))
+    extra: Any = tuple(rng.randint(0, max(s, d) - 1) for s, d in zip(stride, dilation, strict=True))
     cout = groups * rng.choice([1, 2, 3, 5])
     return _layer(layers, nn.ConvTranspose2d(cin, cout, kernel, stride, padding, extra, groups, rng.random() < 0.8, dilation), index)
 
@@ -194,14 +193,14 @@ def _act(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> Ca
 
 def _pool(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> Call:
     kernel = _pair(rng, lambda r: r.choice([1, 2, 3, 5]))
-    stride, padding = _pair(rng, lambda r: r.choice([1, 2, 3])), tuple(rng.randint(0, k // 2) for k in kernel)
+    stride, padding = _pair(rng, lambda r: r.choice([1, 2, 3])), (rng.randint(0, kernel[0] // 2), rng.randint(0, kernel[1] // 2))
     ceil = rng.random() < 0.4
     kind = rng.random()
     if kind < 0.4:
-        return _layer(layers, nn.MaxPool2d(kernel, stride, padding, rng.choice([1, 1, 2]), ceil_mode=ceil), index)  # type: ignore[arg-type]
+        return _layer(layers, nn.MaxPool2d(kernel, stride, padding, rng.choice([1, 1, 2]), ceil_mode=ceil), index)
     if kind < 0.7:
         divisor = rng.choice([None, None, None, 3])
-        return _layer(layers, nn.AvgPool2d(kernel, stride, padding, ceil, rng.random() < 0.5, divisor), index)  # type: ignore[arg-type]
+        return _layer(layers, nn.AvgPool2d(kernel, stride, padding, ceil, rng.random() < 0.5, divisor), index)
     size = (rng.randint(1, x.shape[2] + 2), rng.randint(1, x.shape[3] + 2))
     return _layer(layers, rng.choice([nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d])(size), index)
 
@@ -212,12 +211,12 @@ def _resample(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) 
     if rng.random() < 0.5:
         size = (rng.randint(1, 20), rng.randint(1, 20))
         return _plain(f"{mode} to {size}, {corners}", lambda v: F.interpolate(v, size, mode=mode, align_corners=corners), index)
-    scale = rng.choice([2.0, 2.0, 1.5, 0.6, (2.0, 1.0), (1.3, 2.7)])
+    scale: Any = rng.choice([2.0, 2.0, 1.5, 0.6, (2.0, 1.0), (1.3, 2.7)])
     return _plain(f"{mode} by {scale}, {corners}", lambda v: F.interpolate(v, scale_factor=scale, mode=mode, align_corners=corners), index)
 
 
 def _structure(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> Call:
-    n, c, h, w = x.shape
+    c, h, w = x.shape[1:]
     kind = rng.randrange(7)
     if kind == 0:
         start = rng.randrange(c)
@@ -247,18 +246,21 @@ def _gate(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> C
     """Squeeze and excite."""
     layers.append(_weights(nn.Conv2d(x.shape[1], x.shape[1], 1)))
     number = len(layers) - 1
-    squeeze = rng.choice([lambda v: v.mean((2, 3), keepdim=True), lambda v: F.adaptive_avg_pool2d(v, 1)])
-    gate = rng.choice([torch.sigmoid, F.hardsigmoid])
+    squeezes: list[Callable[[Tensor], Tensor]] = [lambda v: v.mean((2, 3), keepdim=True), lambda v: F.adaptive_avg_pool2d(v, 1)]
+    gates: list[Callable[[Tensor], Tensor]] = [torch.sigmoid, F.hardsigmoid]
+    squeeze, gate = rng.choice(squeezes), rng.choice(gates)
     return f"squeeze and excite with {number}", lambda held, v: v * gate(held[number](squeeze(v))), [index]
 
 
 def _head(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> Call:
-    n, c, h, w = x.shape
+    c, h, w = x.shape[1:]
     if rng.random() < 0.4 and c * h * w <= 600:
         layers.append(_weights(nn.Linear(c * h * w, rng.choice([1, 5, 18]))))
         number = len(layers) - 1
         return f"flatten, linear {number}", lambda held, v: held[number](torch.flatten(v, 1)), [index]
-    return rng.choice([_plain("mean", lambda v: v.mean((2, 3)), index), _plain("pool, flatten", lambda v: F.adaptive_avg_pool2d(v, 1).flatten(1), index)])
+    return rng.choice(
+        [_plain("mean", lambda v: v.mean((2, 3)), index), _plain("pool, flatten", lambda v: F.adaptive_avg_pool2d(v, 1).flatten(1), index)]
+    )
 
 
 def _opaque(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> Call:
@@ -274,7 +276,14 @@ def _opaque(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) ->
             ("layer norm", lambda v: F.layer_norm(v.permute(0, 2, 3, 1), (c,), eps=0.1).permute(0, 3, 1, 2)),
             ("group norm", lambda v: F.group_norm(v, 1, eps=0.1)),
             ("softmax over channels", lambda v: v.softmax(1)),
-            ("attention", lambda v: (v.flatten(2).transpose(1, 2).softmax(-1) @ v.flatten(2)[:, :, :c].transpose(1, 2)[:, :c]).transpose(1, 2).reshape(n, -1, h, w)),
+            (
+                "attention",
+                lambda v: (
+                    (v.flatten(2).transpose(1, 2).softmax(-1) @ v.flatten(2)[:, :, :c].transpose(1, 2)[:, :c])
+                    .transpose(1, 2)
+                    .reshape(n, -1, h, w)
+                ),
+            ),
             ("five dimensions", lambda v: v.reshape(n, 1, c, h, w).cos().squeeze(1)),
             ("transposed", lambda v: v.transpose(2, 3)),
             ("sorted", lambda v: v.sort(1)[0]),
@@ -295,11 +304,24 @@ def _vector_call(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: in
 
 
 _MAKERS: list[tuple[Callable[[random.Random, Tensor, nn.ModuleList, int], Call], int]] = [
-    (_conv, 9), (_same_conv, 5), (_transposed, 3), (_norm, 3), (_act, 6), (_pool, 4), (_resample, 3), (_structure, 5), (_gate, 2), (_head, 2), (_opaque, 2),
+    (_conv, 9), (_same_conv, 5), (_transposed, 3), (_norm, 3), (_act, 6), (_pool, 4), (_resample, 3), (_structure, 5), (_gate, 2),
+    (_head, 2), (_opaque, 2),
 ]  # fmt: skip
 
 
 # -- calls with several operands ------------------------------------------------------------------------------------------------------
+
+_BINARY: list[tuple[str, Callable[[Tensor, Tensor], Tensor]]] = [
+    ("add", torch.add),
+    ("add", torch.add),
+    ("add", torch.add),
+    ("relu of sum", lambda a, b: F.relu(a + b)),
+    ("sub", torch.sub),
+    ("mul", lambda a, b: a * b),
+    ("maximum", torch.maximum),
+    ("minimum", torch.minimum),
+    ("div", lambda a, b: a / (b.abs() + 1)),
+]
 
 
 def _two_operands(rng: random.Random, values: list[Tensor], index: int) -> Call | None:
@@ -315,19 +337,7 @@ def _two_operands(rng: random.Random, values: list[Tensor], index: int) -> Call 
         return f"cat along {dim}", lambda _, *v: torch.cat(v, dim), [rng.choice(same), index]
     partners = same if rng.random() < 0.8 else [i for i in range(len(values)) if values[i].dim() == 4]
     other = rng.choice(partners)
-    text, function = rng.choice(
-        [
-            ("add", torch.add),
-            ("add", torch.add),
-            ("add", torch.add),
-            ("relu of sum", lambda a, b: F.relu(a + b)),
-            ("sub", torch.sub),
-            ("mul", lambda a, b: a * b),
-            ("maximum", torch.maximum),
-            ("minimum", torch.minimum),
-            ("div", lambda a, b: a / (b.abs() + 1)),
-        ]
-    )
+    text, function = rng.choice(_BINARY)
     operands = [index, other] if rng.random() < 0.5 else [other, index]
     return text, lambda _, a, b: function(a, b), operands
 

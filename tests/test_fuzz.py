@@ -7,6 +7,7 @@ Each case is one seed: a network of `networks.RandomNetwork`, four frames of mov
 from __future__ import annotations
 
 import copy
+import functools
 import os
 
 import pytest
@@ -17,18 +18,29 @@ import oracle
 from networks import RandomNetwork, video
 from sightline import kernels
 from sightline.graph.capture import capture
+from sightline.graph.executor import Executor
 from sightline.graph.lower import lower
 from sightline.graph.native import NativeExecutor
 from sightline.graph.plan import Plan, make_plan
+from sightline.graph.rules import reference
 from sightline.graph.torch_executor import TorchExecutor
 
 CASES, PER_TEST = 300, 10
 MORE = int(os.environ.get("SIGHTLINE_FUZZ", "3000"))
 
 
-def outputs(executor: NativeExecutor | TorchExecutor) -> list[Tensor]:
+def outputs(executor: Executor) -> list[Tensor]:
     values = [executor.value(node) for node in executor.plan.graph.outputs]
     return [value.clone() for value in values if isinstance(value, Tensor)]
+
+
+def _unsigned_zeros(executor: Executor) -> list[Tensor]:
+    """-0 equals 0 and so does not count as changed: which of the two is held depends on the past."""
+    return [value + 0 if value.is_floating_point() else value for value in outputs(executor)]
+
+
+def _error(truth: Tensor, value: Tensor) -> float:
+    return oracle.error(value, truth)
 
 
 def check(seed: int) -> Plan:
@@ -37,9 +49,16 @@ def check(seed: int) -> Plan:
     plan = make_plan(capture(network, torch.zeros(network.shape)))
     frames = video(network.shape, 4, seed)
     with torch.no_grad():
-        plain = [network(frame) for frame in frames]
         double = copy.deepcopy(network).double()
-        exact = [double(frame.double()) for frame in frames]
+        exact = [oracle.tensors(double(frame.double())) for frame in frames]
+        # Plain PyTorch twice, as written and with norms folded; the worse of the two, since a norm of a nearly constant map, say,
+        # makes either error a matter of luck.
+        written = [oracle.tensors(network(frame)) for frame in frames]
+        folded = [reference(plan.graph, frame) for frame in frames]
+    plain = [
+        [max(pair, key=functools.partial(_error, truth)) for *pair, truth in zip(*three, strict=True)]
+        for three in zip(written, folded, exact, strict=True)
+    ]
     torch_run = TorchExecutor(plan, "rms", None)
     module = kernels.native()
     isas = module.usable_isas() if module is not None else []
@@ -52,7 +71,7 @@ def check(seed: int) -> Plan:
             where = f"seed {seed}, {name}, frame {index}"
             before = {} if executor.fresh else oracle.snapshot(executor)
             executor.run(frame)
-            oracle.assert_law(outputs(executor), oracle.tensors(plain[index]), oracle.tensors(exact[index]), where)
+            oracle.assert_law(outputs(executor), plain[index], exact[index], where)
             oracle.assert_untouched_outside_sites(executor, before, where)
         for isa, executor in native.items():
             again[isa].run(frame)
@@ -60,7 +79,7 @@ def check(seed: int) -> Plan:
             if index == len(frames) - 1:
                 fresh = NativeExecutor(lowered[isa], "rms", None)
                 fresh.run(frame)
-                oracle.assert_bits_equal(outputs(executor), outputs(fresh), f"seed {seed}, {isa}: its own dense run")
+                oracle.assert_bits_equal(_unsigned_zeros(executor), _unsigned_zeros(fresh), f"seed {seed}, {isa}: its own dense run")
     for name, executor in {"torch": torch_run, **native}.items():
         executor.run(frames[-1].clone())
         assert not any(executor.site_counts()), f"seed {seed}, {name}: a static frame is not free"

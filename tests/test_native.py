@@ -94,6 +94,23 @@ def test_held_maps_stay_within_their_thresholds(case: Case) -> None:
                     oracle.assert_within(executor, thresholds, norm, f"{name}, {norm}, frame {index}")
 
 
+@pytest.mark.xfail(strict=True, reason="one long sum per output: the kernels do not add up partial sums yet")
+def test_long_sums_are_as_exact_as_plain_pytorch() -> None:
+    """The tolerance law for the root mean square, which luck cannot hide: one sum over thousands of products loses digits."""
+    for kernel, channels in ((1, 512), (1, 2048), (3, 64), (3, 256), (3, 512)):
+        model = nn.Conv2d(channels, 32, kernel).eval()
+        shape = (1, channels, 8, 8)
+        plan, frame = plan_of(model, shape), torch.randn(shape)
+        with torch.no_grad():
+            exact, plain = copy.deepcopy(model).double()(frame.double()), model(frame)
+        for name, executor in executors(plan).items():
+            executor.run(frame)
+            got = executor.value(plan.graph.outputs[0])
+            assert isinstance(got, Tensor)
+            ours, theirs = (float((value.double() - exact).square().mean().sqrt()) for value in (got, plain))
+            assert ours <= 2 * theirs, f"{name}: {kernel}x{kernel} of {channels} channels: {ours / theirs:.1f} times the error"
+
+
 def test_executors_agree_on_what_changes() -> None:
     """With one threshold on the frame and on the layers, both executors compute the same sites."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 20, 3, stride=2), nn.Hardswish()).eval()
@@ -162,9 +179,17 @@ class TestThreads:
             pytest.param(lambda: nn.Conv2d(3, 32, 7, 2, 3), (1, 3, 64, 64), id="stem"),
             pytest.param(lambda: nn.ConvTranspose2d(40, 90, 4, 2, 1), (1, 40, 15, 15), id="transposed"),
             pytest.param(lambda: nn.Conv2d(96, 96, 5, padding=2, groups=96), (1, 96, 30, 30), id="depthwise"),
-            pytest.param(lambda: nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.AvgPool2d(3), nn.Upsample(scale_factor=3.0, mode="bicubic")), (1, 64, 48, 48), id="windows"),
-            pytest.param(lambda: Apply(lambda x: torch.cat([x * x.mean((2, 3), keepdim=True), x], 1)), (2, 64, 40, 40), id="mean, gate, cat"),
-            pytest.param(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64 * 64, 300), nn.ReLU(), nn.Linear(300, 200)), (1, 1, 64, 64), id="head"),
+            pytest.param(
+                lambda: nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.AvgPool2d(3), nn.Upsample(scale_factor=3.0, mode="bicubic")),
+                (1, 64, 48, 48),
+                id="windows",
+            ),
+            pytest.param(
+                lambda: Apply(lambda x: torch.cat([x * x.mean((2, 3), keepdim=True), x], 1)), (2, 64, 40, 40), id="mean, gate, cat"
+            ),
+            pytest.param(
+                lambda: nn.Sequential(nn.Flatten(), nn.Linear(64 * 64, 300), nn.ReLU(), nn.Linear(300, 200)), (1, 1, 64, 64), id="head"
+            ),
         ],
     )
     def test_bits_do_not_depend_on_threads(self, model: type[nn.Module], shape: tuple[int, int, int, int]) -> None:
@@ -177,7 +202,9 @@ class TestThreads:
             results[threads] = []
             for frame in video(shape, 4, 1):
                 executor.run(frame)
-                results[threads] += [value.clone() for value in (executor.value(node) for node in plan.graph.outputs) if isinstance(value, Tensor)]
+                results[threads] += [
+                    value.clone() for value in (executor.value(node) for node in plan.graph.outputs) if isinstance(value, Tensor)
+                ]
         assert len(results[1]) == 4
         for threads in (2, 3):
             oracle.assert_bits_equal(results[threads], results[1], f"{threads} threads")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -101,16 +103,17 @@ def test_networks_follow_from_their_seed() -> None:
 def test_networks_use_everything() -> None:
     text = "\n".join(str(networks.RandomNetwork(seed)) for seed in range(300))
     for word in (
-        "Conv2d", "ConvTranspose2d", "groups=", "dilation=", "reflect", "replicate", "circular", "output_padding", "MaxPool2d", "AvgPool2d",
-        "ceil_mode=True", "AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "nearest", "bilinear", "bicubic", "cat of", "cat along", "channels ", "rows ",
-        "channel shuffle", "pixel shuffle", "pixel unshuffle", "squeeze and excite", "again", "add of", "mul of", "div of", "Linear", "flatten",
-        "PReLU", "SiLU", "GELU", "Mish", "sine", "attention", "kernel_size=(11", "frame (3",
+        "Conv2d", "ConvTranspose2d", "groups=", "dilation=", "reflect", "replicate", "circular", "output_padding", "MaxPool2d",
+        "AvgPool2d", "ceil_mode=True", "AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "nearest", "bilinear", "bicubic", "cat of",
+        "cat along", "channels ", "rows ", "channel shuffle", "pixel shuffle", "pixel unshuffle", "squeeze and excite", "again",
+        "add of", "mul of", "div of", "Linear", "flatten", "PReLU", "SiLU", "GELU", "Mish", "sine", "attention",
+        "kernel_size=(11", "frame (3",
     ):  # fmt: skip
         assert word in text, word
 
 
 def test_videos_move_a_little() -> None:
     frames = networks.video((2, 3, 12, 12), 5, 1)
-    for before, after in zip(frames, frames[1:], strict=False):
+    for before, after in itertools.pairwise(frames):
         share = float((before != after).any(1).double().mean())
         assert 0 < share < 0.3

@@ -57,7 +57,9 @@ def stream_and_compare(name: str, table: list[str]) -> None:
     explained = stream.explain()
     sparse = [row for row in explained.rows if row["executor"] == "native"]
     dense = sorted({f"{row['op']} ({row['note']})" for row in explained.rows if row["executor"] != "native"})
-    table.append(f"{name:36}{len(explained.rows):6}{len(explained.rows) - len(sparse):6}{stream.stats.total.macs_share:11.1%}  {'; '.join(dense)}")
+    table.append(
+        f"{name:36}{len(explained.rows):6}{len(explained.rows) - len(sparse):6}{stream.stats.total.macs_share:11.1%}  {'; '.join(dense)}"
+    )
     stream(frame)
     assert stream.stats.last.macs_done == 0
 

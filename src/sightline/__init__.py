@@ -3,7 +3,7 @@
 `stream(model)` returns a function that takes one video frame after the other and computes only what changed.
 """
 
-from sightline import geometry
+from sightline import fields, geometry
 from sightline.errors import (
     BackendError,
     CaptureError,
@@ -14,6 +14,7 @@ from sightline.errors import (
     ShapeError,
     SightlineError,
 )
+from sightline.fields import analyze
 from sightline.kernels import get_num_threads, set_num_threads
 from sightline.sites import Grid, Sites
 from sightline.stats import FrameStats, Stats
@@ -38,6 +39,8 @@ __all__ = [
     "Stream",
     "Thresholds",
     "__version__",
+    "analyze",
+    "fields",
     "geometry",
     "get_num_threads",
     "set_num_threads",

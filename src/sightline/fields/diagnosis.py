@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 from sightline.errors import ShapeError
 
 if TYPE_CHECKING:
-    from sightline.fields.layer import AxisField, LayerField
+    from sightline.fields.layer import AxisField
     from sightline.fields.report import Report
 
 Rule = Literal["unproductive", "saturated", "critical", "partial", "small_map"]

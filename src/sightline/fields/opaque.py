@@ -23,14 +23,15 @@ from sightline.graph.ir import Node, Operand
 Args = dict[str, Any]
 Handler = Callable[[Step, Args], View]
 _TABLE: dict[str, Handler] = {}
-_POINTWISE = frozenset(
+_NAMES = (
     "add sub mul div rsub pow clamp clip where addcmul addcdiv lerp maximum minimum fmod remainder relu gelu silu hardswish erf exp"
     " log log1p expm1 sqrt rsqrt square sigmoid tanh sin cos abs neg sign floor ceil round trunc softplus elu leaky_relu celu selu"
     " hardtanh hardsigmoid mish relu6 logit reciprocal threshold hardshrink softshrink log_sigmoid atan2 eq ne lt le gt ge"
     " logical_and logical_or logical_not masked_fill nan_to_num to _to_copy clone contiguous detach alias type_as isnan isinf"
     " dropout native_dropout feature_dropout bernoulli copy fill zeros_like ones_like"
-    " elementwise prelu cast thresholded_relu sigmoid_ hypot floor_divide true_divide batch_norm".split()
+    " elementwise prelu cast thresholded_relu sigmoid_ hypot floor_divide true_divide batch_norm"
 )
+_POINTWISE = frozenset(_NAMES.split())
 
 
 def _name(target: Any) -> str:
@@ -46,13 +47,19 @@ def _bound(node: Node) -> Args:
     schema = getattr(target, "_schema", None)
     if schema is not None:
         names = [argument.name for argument in schema.arguments]
-        return {a.name: a.default_value for a in schema.arguments} | dict(zip(names, args, strict=False)) | kwargs
+        given = dict(zip(names, args, strict=False)) | kwargs
+        return {argument.name: argument.default_value for argument in schema.arguments} | given
     try:
         call = inspect.signature(target).bind(*args, **kwargs)
     except (TypeError, ValueError):
         return {}
     call.apply_defaults()
     return dict(call.arguments)
+
+
+def _arg(args: Args, *names: str, default: Any = None) -> Any:
+    """The argument under the first of several names that is there (ATen and ONNX differ)."""
+    return next((args[name] for name in names if name in args), default)
 
 
 def opaque_rule(node: Node) -> Rule | None:
@@ -90,8 +97,8 @@ def enter(*names: str) -> Callable[[Handler], Handler]:
 
 
 def _view(step: Step, value: Any) -> View:
-    """View of an argument that is an operand."""
-    return step.inputs[value.index]
+    """View of an argument: of an operand, or of a number."""
+    return step.inputs[value.index] if isinstance(value, Operand) else views.blank((), step.axes)
 
 
 def _dim(value: int, rank: int) -> int:
@@ -123,7 +130,7 @@ def _transpose(step: Step, args: Args) -> View:
 
 @enter("permute", "movedim")
 def _permute(step: Step, args: Args) -> View:
-    order = args.get("dims", args.get("axes"))
+    order = _arg(args, "dims", "axes")
     if order is None or "source" in args:
         return step.unknown("axes moved in a form that is not followed")
     return views.permuted(step.x, [_dim(value, len(step.x.dims)) for value in order])
@@ -136,7 +143,7 @@ def _expand(step: Step, _: Args) -> View:
 
 @enter("repeat", "tile")
 def _repeat(step: Step, args: Args) -> View:
-    repeats = list(args.get("repeats", args.get("dims", ())))
+    repeats = list(_arg(args, "repeats", "dims", default=()))
     view = step.x
     if len(repeats) != len(view.dims):
         return step.unknown("repeated along new axes")
@@ -149,8 +156,8 @@ def _repeat(step: Step, args: Args) -> View:
 
 @enter("slice", "cut")
 def _slice(step: Step, args: Args) -> View:
-    dim = _dim(args.get("dim", args.get("axis", 0)), len(step.x.dims))
-    start, stop, stride = args.get("start"), args.get("end", args.get("stop")), args.get("step", 1)
+    dim = _dim(_arg(args, "dim", "axis", default=0), len(step.x.dims))
+    start, stop, stride = args.get("start"), _arg(args, "end", "stop"), _arg(args, "step", default=1)
     size = step.x.shape[dim]
     if stride < 0:
         return _gathered(step.x, dim, list(range(start, stop, stride)), step)
@@ -160,7 +167,7 @@ def _slice(step: Step, args: Args) -> View:
 
 @enter("select", "pick")
 def _select(step: Step, args: Args) -> View:
-    dim = _dim(args.get("dim", args.get("axis", 0)), len(step.x.dims))
+    dim = _dim(_arg(args, "dim", "axis", default=0), len(step.x.dims))
     index = int(args["index"]) % step.x.shape[dim]
     return views.reshaped(views.sliced(step.x, dim, index, index + 1, 1), step.shape)
 
@@ -174,7 +181,7 @@ def _gathered(view: View, dim: int, index: Sequence[int], step: Step) -> View:
 
 @enter("index_select", "take")
 def _index_select(step: Step, args: Args) -> View:
-    dim = _dim(args.get("dim", args.get("axis", 0)), len(step.x.dims))
+    dim = _dim(_arg(args, "dim", "axis", default=0), len(step.x.dims))
     index = args["index"]
     values = step.node.inputs[index.index].attrs.get("value") if isinstance(index, Operand) else index
     if not isinstance(values, torch.Tensor) or values.dim() != 1 or values.device.type == "meta":
@@ -223,12 +230,12 @@ def _stack(step: Step, args: Args) -> View:
 def _cat(step: Step, args: Args) -> View:
     key = next(iter(args))
     parts = [_view(step, part) for part in args[key]]
-    return views.concatenated(parts, _dim(args.get("dim", args.get("axis", 0)), len(step.shape)))
+    return views.concatenated(parts, _dim(_arg(args, "dim", "axis", default=0), len(step.shape)))
 
 
 @enter("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d")
 def _pad(step: Step, args: Args) -> View:
-    amounts = [int(value) for value in args.get("pad", args.get("padding", args.get("pads", ())))]
+    amounts = [int(value) for value in _arg(args, "pad", "padding", "pads", default=())]
     mode = str(args.get("mode", "constant"))
     view, rank = step.x, len(step.x.dims)
     if _name(step.node.attrs["target"]) == "pad" and "pads" in args:
@@ -284,7 +291,7 @@ def _reduce(step: Step, args: Args) -> View:
     rank = len(step.x.dims)
     if len(step.inputs) > 1:
         return join(step) if step.node.shape is not None else step.unknown("several results")
-    dims = _dims(args.get("dim", args.get("axes", args.get("axis"))), rank)
+    dims = _dims(_arg(args, "dim", "axes", "axis"), rank)
     if step.node.shape is None:
         return step.unknown("several results")
     return views.reduced(step.x, dims, keepdim=len(step.shape) == rank)
@@ -292,7 +299,7 @@ def _reduce(step: Step, args: Args) -> View:
 
 @enter("softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "sort", "cumulative_sum", "lp_norm")
 def _mix(step: Step, args: Args) -> View:
-    return views.mixed(step.x, [_dim(args.get("dim", args.get("axis", -1)), len(step.x.dims))])
+    return views.mixed(step.x, [_dim(_arg(args, "dim", "axis", default=-1), len(step.x.dims))])
 
 
 @enter("softmax_flat")
@@ -395,12 +402,12 @@ def _conv(step: Step, args: Args) -> View:
     kernel = step.inputs[1].shape[2:]
     transposed = bool(args.get("transposed", "transpose" in _name(step.node.attrs["target"])))
     strides, dilations, extra = (
-        _tuple(args.get(key, default), count)
-        for key, default in (("stride", 1), ("dilation", 1), ("output_padding", 0))
+        _tuple(args.get(key, default), count) for key, default in (("stride", 1), ("dilation", 1), ("output_padding", 0))
     )
-    pads = args.get("padding", args.get("pads", 0))
+    pads = _arg(args, "padding", "pads", default=0)
     if isinstance(pads, str):
-        pads = [0] * count if pads == "valid" else [(d * (k - 1) // 2, d * (k - 1) - d * (k - 1) // 2) for d, k in zip(dilations, kernel, strict=True)]
+        spans = [0 if pads == "valid" else d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+        pads = [(span // 2, span - span // 2) for span in spans]
     elif "pads" in args and len(pads) == 2 * count:
         pads = list(zip(pads[:count], pads[count:], strict=True))
     else:
@@ -461,14 +468,15 @@ def _resample(step: Step, args: Args) -> View:
         index, weight = (step.node.inputs[t.index].attrs.get("value") if isinstance(t, Operand) else t for t in tables)
         if not isinstance(index, torch.Tensor) or not isinstance(weight, torch.Tensor):
             return step.unknown("interpolation by a table that is not constant")
-        rows = [[int(u) for u, f in zip(units, factors, strict=True) if f != 0] for units, factors in zip(index.tolist(), weight.tolist(), strict=True)]
+        pairs = zip(index.tolist(), weight.tolist(), strict=True)
+        rows = [[int(u) for u, f in zip(units, factors, strict=True) if f != 0] for units, factors in pairs]
         view = through_table(view, dim, rows, step.node.name)
     return view
 
 
 @enter("one_hot", "embedding")
 def _lookup(step: Step, args: Args) -> View:
-    operand = _view(step, args.get("indices", args.get("self")))
+    operand = _view(step, _arg(args, "indices", "self"))
     if prod(operand.shape) * step.shape[-1] != prod(step.shape):
         return step.unknown("a table look-up in a form that is not followed")
     return View((*operand.dims, views.fresh(step.shape[-1])), operand.axes)

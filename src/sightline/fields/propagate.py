@@ -126,9 +126,7 @@ def _pad(step: Step) -> View:
     return view
 
 
-def resampled(
-    view: View, dim: int, n_out: int, mode: str, what: str, scale: float | None = None, *, align_corners: bool = False
-) -> View:
+def resampled(view: View, dim: int, n_out: int, mode: str, what: str, scale: float | None = None, *, align_corners: bool = False) -> View:
     """Nearest, bilinear or bicubic interpolation along one dimension."""
     n_in = view.shape[dim]
     if n_in == n_out and scale in {None, 1.0}:
@@ -164,7 +162,7 @@ def _by_table(view: View, dim: int, n_out: int, mode: str, what: str, scale: flo
     if mode == "nearest":
         taps = AxisTaps.nearest(view.shape[dim], n_out, scale)
     else:
-        kind = AxisTaps.bilinear if mode == "bilinear" else AxisTaps.bicubic
+        kind = AxisTaps.linear if mode == "bilinear" else AxisTaps.cubic
         taps = kind(view.shape[dim], n_out, align_corners=align_corners, scale=scale)
     weights = taps.weights
     index = [
@@ -319,4 +317,3 @@ def view_of(step: Step) -> View:
     if view.shape != step.shape:
         return step.unknown(f"its result has shape {step.shape}, not {view.shape}")
     return view
-

@@ -122,9 +122,7 @@ class Units:
         Returns:
             The composed units.
         """
-        step, phases = 0, ()
-        if self.phases:
-            step, phases = self._composed(taps, shift)
+        step, phases = self._composed(taps, shift) if self.phases else (0, ())
         table = None
         if self.table is not None:
             repeats = (divmod(output, len(taps)) for output in range(n_out))
@@ -161,14 +159,17 @@ class Units:
         """
         if self == other:
             return self
-        step, phases = 0, ()
-        if self.phases and other.phases and self.stride == other.stride:
-            count = lcm(len(self.phases), len(other.phases))
-            step = self.step * (count // len(self.phases))
-            step, phases = _shortest_period(step, [_joined((self.pattern_cells(u), other.pattern_cells(u))) for u in range(count)])
+        step, phases = self._joint_pattern(other)
         if phases and self.table is None and other.table is None:
             return Units(step, phases)
         return Units(step, phases, tuple(_joined((self.cells(unit), other.cells(unit))) for unit in range(n)))
+
+    def _joint_pattern(self, other: Units) -> tuple[int, tuple[Cells, ...]]:
+        if not self.phases or not other.phases or self.stride != other.stride:
+            return 0, ()
+        count = lcm(len(self.phases), len(other.phases))
+        step = self.step * (count // len(self.phases))
+        return _shortest_period(step, [_joined((self.pattern_cells(u), other.pattern_cells(u))) for u in range(count)])
 
 
 def _shortest_period(step: int, phases: Sequence[Cells]) -> tuple[int, tuple[Cells, ...]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from math import prod
 
-from sightline.fields.units import IDENTITY, Taps, Units
+from sightline.fields.units import IDENTITY, Units
 
 Shape = Sequence[int]
 
@@ -288,7 +288,9 @@ def mixed(view: View, dims: Sequence[int]) -> View:
 
 def _without(view: View, dims: Sequence[int]) -> View:
     """Make these dimensions of unknown meaning; for dimensions that were mixed before."""
-    return View(tuple(fresh(size) if i in dims else dim for i, (dim, size) in enumerate(zip(view.dims, view.shape, strict=True))), view.axes)
+    return View(
+        tuple(fresh(size) if i in dims else dim for i, (dim, size) in enumerate(zip(view.dims, view.shape, strict=True))), view.axes
+    )
 
 
 def reduced(view: View, dims: Sequence[int], *, keepdim: bool) -> View:
@@ -389,22 +391,20 @@ def along(view: View, dim: int, n_out: int, change: Callable[[Units], Units], wh
     atoms = view.dims[dim]
     touched = any(_touched(view, atom) for atom in atoms)
     new = Atom(n_out)
-    axes = []
-    for axis in view.axes:
-        if axis.loose and any(atom.opaque for atom in atoms):
-            axis = replace(axis, unknown=axis.unknown or f"{what}: the places along dimension {dim} are not known")
-        elif any(atom in term.weights for term in axis.terms for atom in atoms):
-            here = [any(atom in term.weights for atom in atoms) for term in axis.terms]
-            if len(atoms) == 1 and all(set(term.weights) == {atoms[0]} for term, yes in zip(axis.terms, here, strict=True) if yes):
-                terms = [
-                    reindexed(term, atoms, atoms[0]).mapped(change, {new: 1}) if yes else term
-                    for term, yes in zip(axis.terms, here, strict=True)
-                ]
-                axis = _with_terms(axis, _unified(terms))
-            else:
-                axis = replace(axis, unknown=axis.unknown or f"{what}: dimension {dim} mixes places of several windows or axes", terms=())
-        axes.append(axis)
-    return View((*view.dims[:dim], (new,) if touched else fresh(n_out), *view.dims[dim + 1 :]), tuple(axes))
+    axes = tuple(_axis_along(axis, atoms, new, change, f"{what}: dimension {dim}") for axis in view.axes)
+    return View((*view.dims[:dim], (new,) if touched else fresh(n_out), *view.dims[dim + 1 :]), axes)
+
+
+def _axis_along(axis: AxisView, atoms: Dim, new: Atom, change: Callable[[Units], Units], what: str) -> AxisView:
+    if axis.loose and any(atom.opaque for atom in atoms):
+        return replace(axis, unknown=axis.unknown or f"{what} holds places that are not known")
+    here = [any(atom in term.weights for atom in atoms) for term in axis.terms]
+    if not any(here):
+        return axis
+    if len(atoms) != 1 or any(set(term.weights) != {atoms[0]} for term, yes in zip(axis.terms, here, strict=True) if yes):
+        return replace(axis, unknown=axis.unknown or f"{what} mixes places of several windows or axes", terms=())
+    moved = (reindexed(t, atoms, atoms[0]).mapped(change, {new: 1}) if yes else t for t, yes in zip(axis.terms, here, strict=True))
+    return _with_terms(axis, _unified(list(moved)))
 
 
 def noted(view: View, note: str) -> View:
@@ -460,30 +460,30 @@ def joined(views: Sequence[View]) -> View:
         full = [index for index, view in enumerate(views) if view.shape[position] == size]
         first = views[full[0]].dims[position]
         if all(views[index].dims[position] == first for index in full):
-            target, lists = first, {}
+            dims.append(first)
         else:
             target, lists = _shared(views, full, position, size)
-        if target is None:
-            return merged(_joined_axes([_lost(view, shape) for view in views], tuple((Atom(s, True),) if s != 1 else () for s in shape)))
-        for index, mapping in lists.items():
-            views[index] = _split(views[index], mapping)
+            if target is None:
+                opaque = tuple((Atom(s, opaque=True),) if s != 1 else () for s in shape)
+                return merged(_joined_axes([_lost(view, shape) for view in views], opaque))
+            for index, mapping in lists.items():
+                views[index] = _split(views[index], mapping)
+            dims.append(target)
         for index in set(range(len(views))) - set(full):
             gone = set(views[index].dims[position])
             views[index] = View(views[index].dims, tuple(_dropped(axis, gone) for axis in views[index].axes))
-        dims.append(target)
     return merged(_joined_axes(views, tuple(dims)))
 
 
 def _apart(views: Sequence[View]) -> list[View]:
     """Rename the atoms of operands that have one where another operand has it along another dimension."""
-    result, places = [], {}
+    places: dict[Atom, int] = {}
+    result = []
     for view in views:
-        here = {atom: position for position, dim in enumerate(view.dims) for atom in dim}
-        if any(places.get(atom, position) != position for atom, position in here.items()):
-            view = renamed(view)
-            here = {atom: position for position, dim in enumerate(view.dims) for atom in dim}
-        places.update(here)
-        result.append(view)
+        clash = any(places.get(atom, position) != position for position, dim in enumerate(view.dims) for atom in dim)
+        own = renamed(view) if clash else view
+        places.update({atom: position for position, dim in enumerate(own.dims) for atom in dim})
+        result.append(own)
     return result
 
 

@@ -42,6 +42,13 @@ struct Publish {
   int c = 0;
 };
 
+// Whether results may be finished in registers, vector by vector: the activation is a clamp (or none).
+inline bool finishes_in_registers(const Publish& p) {
+  return !p.residual_after_act && (p.act == kNone || p.act == kRelu || p.act == kClamp) && !(p.mode == kWithin && p.norm == kMax);
+}
+// Whether they may be published there too: a site's fate does not depend on all of its channels at once.
+inline bool publishes_at_once(const Publish& p) { return finishes_in_registers(p) && p.mode != kWithin; }
+
 // One block of output channels ("panel") of a convolution over some pixels.
 struct ConvTile {
   const float* const* taps;  // [pixels][ntaps], each points at `shift + run` readable floats
@@ -50,8 +57,10 @@ struct ConvTile {
   int vectors;               // width of the panel in vectors
   const float* weights;      // [ntaps * run][vectors * lanes]
   const float* bias;         // [vectors * lanes]
-  float* out;                // [pixels][ldo]
+  float* out;                // [pixels][ldo], unless published at once
   int ldo;
+  float* sums = nullptr;     // [pixels] squared distance from what is held, under kWithin (when published at once)
+  int c0 = 0, valid = 0;     // first output channel of the panel and how many of its channels exist (when published at once)
 };
 
 // `count` horizontally adjacent outputs of a depthwise convolution whose windows lie inside the map.
@@ -70,8 +79,16 @@ struct Kernels {
   int lanes;
   int max_pixels[5];  // register block height for panels of 1..4 vectors (index 0 unused)
   void (*conv)(const ConvTile&);
+  // The same, finished in registers (`finishes_in_registers`). Published there where possible: flags[i] is set where site i changed in
+  // this panel. Under kWithin the finished rows and their squared distances are kept, and `commit` decides once all panels are there.
+  void (*conv_publish)(const ConvTile&, const Publish&, const Site* sites, uint8_t* flags);
+  // sums[panel * stride + i], added in the order of the panels, so that the decision does not depend on who computed them.
+  void (*commit)(const Publish&, const float* rows, int ldr, const float* sums, int64_t stride, int panels, const Site* sites,
+                 int pixels, uint8_t* flags);
   // Runs are supported for these kernels; `depthwise_run` returns false otherwise.
   bool (*depthwise_run)(int kh, int kw, const DepthwiseRun&);
+  // The same, published at once; `index` is that of the run's first site. flags[i] = 1 where site i changed, else 0.
+  bool (*depthwise_publish)(int kh, int kw, const DepthwiseRun&, const Publish&, int64_t index, uint8_t* flags);
   void (*depthwise_pixel)(const float* const* taps, int ntaps, const float* weights, int cpad, const float* bias, float* out, int c);
   void (*max_pixel)(const float* const* taps, int ntaps, float* out, int c);
   // out = sum_i wy[i] * sum_j wx[j] * taps[i * nx + j]  / divisor

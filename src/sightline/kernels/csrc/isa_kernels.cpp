@@ -202,6 +202,11 @@ SL_INLINE VF activate(VF x, float p0, float p1, const float* slope) {
 
 // -- publishing --------------------------------------------------------------------------------------
 
+// Threshold to compare sums of squares with (or maxima), so that no root is taken.
+SL_INLINE float limit_of(const Publish& a) {
+  return a.norm == kMax ? a.threshold : a.norm == kRms ? a.threshold * a.threshold * (float)a.c : a.threshold * a.threshold;
+}
+
 constexpr int kWithinMax = 3;  // kWithin under the max norm: a variant of its own keeps the loop free of branches
 
 template <int ACT, int MODE>
@@ -263,8 +268,7 @@ int publish_rows(const Publish& a, float* rows, int ldr, const Site* sites, int 
     const char* other = reinterpret_cast<const char*>(a.residual + (int64_t)sites[p].index * a.residual_ld);
     for (int i = 0; i < a.c * 4; i += 64) __builtin_prefetch(other + i, 0, 2);
   };
-  // Compared with sums of squares, so that no root is taken.
-  const float limit = a.norm == kMax ? a.threshold : a.norm == kRms ? a.threshold * a.threshold * (float)a.c : a.threshold * a.threshold;
+  const float limit = limit_of(a);
   int total = 0;
   if constexpr (MODE != kAlways)
     for (int p = 0; p < (pixels < kAhead ? pixels : kAhead); ++p) fetch(p);
@@ -301,6 +305,31 @@ int publish(const Publish& a, float* rows, int ldr, const Site* sites, int pixel
   return table[a.act](a, rows, ldr, sites, pixels, changed);
 }
 
+// -- publishing from registers -----------------------------------------------------------------------------
+
+struct Clamp { VF low, high; };
+
+SL_INLINE Clamp clamp_of(const Publish& p) {
+  const float low = p.act == kNone ? -INFINITY : p.act == kRelu ? 0.0f : p.p0;
+  return Clamp{set1(low), set1(p.act == kClamp ? p.p1 : INFINITY)};
+}
+
+// Finishes one vector of a site's channels, n of which exist; tells which lanes changed.
+template <int MODE, bool RES>
+SL_INLINE VI publish_vector(VF y, const Clamp& clamp, const float* residual, float* held, int n) {
+  if constexpr (RES) y = y + load(residual);
+  y = vmin(clamp.high, vmax(clamp.low, y));
+  VI differs = {};
+  if constexpr (MODE == kExact) differs = y != load(held);
+  if (n >= W) {
+    store(held, y);
+  } else {
+    if constexpr (MODE == kExact) differs = (VI)keep((VF)differs, n);
+    store_tail(held, y, n);
+  }
+  return differs;
+}
+
 // -- convolution --------------------------------------------------------------------------------------
 
 // P pixels x V vectors of output channels stay in registers over the whole reduction.
@@ -333,6 +362,87 @@ void conv_block(const float* const* taps, int64_t shift, int ntaps, int run, con
   for (int p = 0; p < P; ++p)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) store(out + (int64_t)p * ldo + v * W, acc[p][v]);
+}
+
+// The same reduction, published at once. Held rows and residuals are asked for before it and arrive during it.
+template <int P, int V, int MODE, bool RES>
+void conv_block_publish(const ConvTile& t, int at, const Publish& pub, const Clamp& clamp, const Site* sites, uint8_t* flags) {
+  float* held[P];
+  const float* residual[P];
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+    held[p] = pub.held + (int64_t)sites[p].index * pub.ld + t.c0;
+    residual[p] = RES ? pub.residual + (int64_t)sites[p].index * pub.residual_ld + t.c0 : nullptr;
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      __builtin_prefetch(held[p] + v * W, 1, 3);
+      if constexpr (RES) __builtin_prefetch(residual[p] + v * W, 0, 3);
+    }
+  }
+  VF acc[P][V];
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) acc[p][v] = load(t.bias + v * W);
+  const float* w = t.weights;
+  const float* const* taps = t.taps + (int64_t)at * t.ntaps;
+  for (int i = 0; i < t.ntaps; ++i) {
+    const float* x[P];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) x[p] = taps[(int64_t)p * t.ntaps + i] + t.shift;
+#pragma GCC unroll 2
+    for (int k = 0; k < t.run; ++k) {
+      VF wv[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) wv[v] = load(w + v * W);
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) {
+        VF b = set1(x[p][k]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) acc[p][v] += b * wv[v];
+      }
+      w += V * W;
+    }
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+    VI differs = {};
+    VF distance = set1(0.0f);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      const int n = t.valid - v * W;
+      if (n <= 0) continue;
+      if constexpr (MODE == kWithin) {
+        VF y = acc[p][v];
+        if constexpr (RES) y = y + load(residual[p] + v * W);
+        y = vmin(clamp.high, vmax(clamp.low, y));
+        VF d = y - load(held[p] + v * W);
+        if (n < W) d = keep(d, n);
+        distance += d * d;
+        store(t.out + (int64_t)(at + p) * t.ldo + v * W, y);
+      } else {
+        differs |= publish_vector<MODE, RES>(acc[p][v], clamp, residual[p] + (RES ? v * W : 0), held[p] + v * W, n);
+      }
+    }
+    if constexpr (MODE == kWithin) t.sums[at + p] = sum(distance);
+    else if (MODE == kAlways || any(differs)) __atomic_store_n(&flags[p], (uint8_t)1, __ATOMIC_RELAXED);
+  }
+}
+
+void commit(const Publish& a, const float* rows, int ldr, const float* sums, int64_t stride, int panels, const Site* sites, int pixels,
+            uint8_t* flags) {
+  const float limit = limit_of(a);
+  for (int p = 0; p < pixels; ++p) {
+    float n = sums[p];
+    for (int k = 1; k < panels; ++k) n += sums[k * stride + p];
+    flags[p] = !(n <= limit);
+    if (!flags[p]) continue;
+    float* held = a.held + (int64_t)sites[p].index * a.ld;
+    const float* row = rows + (int64_t)p * ldr;
+    int i = 0;
+    for (; i + W <= a.c; i += W) store(held + i, load(row + i));
+    if (i < a.c) store_tail(held + i, load(row + i), a.c - i);
+  }
 }
 
 #if defined(__AVX512F__)
@@ -377,6 +487,54 @@ void conv_panel(const ConvTile& t) {
   }
 }
 
+using ConvBlockPublish = void (*)(const ConvTile&, int, const Publish&, const Clamp&, const Site*, uint8_t*);
+
+template <int V, int MODE, bool RES>
+void conv_panel_publish(const ConvTile& t, const Publish& pub, const Site* sites, uint8_t* flags) {
+  static constexpr int kMost = kMaxPixels[V];
+  static const ConvBlockPublish table[13] = {
+      nullptr,
+      conv_block_publish<1, V, MODE, RES>,
+      conv_block_publish<2, V, MODE, RES>,
+      conv_block_publish<3, V, MODE, RES>,
+      conv_block_publish<(kMost >= 4 ? 4 : 1), V, MODE, RES>,
+      conv_block_publish<(kMost >= 5 ? 5 : 1), V, MODE, RES>,
+      conv_block_publish<(kMost >= 6 ? 6 : 1), V, MODE, RES>,
+      conv_block_publish<(kMost >= 7 ? 7 : 1), V, MODE, RES>,
+      conv_block_publish<(kMost >= 8 ? 8 : 1), V, MODE, RES>,
+      conv_block_publish<(kMost >= 9 ? 9 : 1), V, MODE, RES>,
+      conv_block_publish<(kMost >= 10 ? 10 : 1), V, MODE, RES>,
+      conv_block_publish<(kMost >= 11 ? 11 : 1), V, MODE, RES>,
+      conv_block_publish<(kMost >= 12 ? 12 : 1), V, MODE, RES>};
+  const Clamp clamp = clamp_of(pub);
+  const int groups = (t.pixels + kMost - 1) / kMost;
+  int done = 0;
+  for (int g = 0; g < groups; ++g) {
+    const int p = (t.pixels - done + groups - g - 1) / (groups - g);
+    table[p](t, done, pub, clamp, sites + done, flags + done);
+    done += p;
+  }
+}
+
+template <int V>
+void conv_publish_v(const ConvTile& t, const Publish& pub, const Site* sites, uint8_t* flags) {
+  if (pub.mode == kWithin)
+    pub.residual ? conv_panel_publish<V, kWithin, true>(t, pub, sites, flags) : conv_panel_publish<V, kWithin, false>(t, pub, sites, flags);
+  else if (pub.mode == kAlways)
+    pub.residual ? conv_panel_publish<V, kAlways, true>(t, pub, sites, flags) : conv_panel_publish<V, kAlways, false>(t, pub, sites, flags);
+  else
+    pub.residual ? conv_panel_publish<V, kExact, true>(t, pub, sites, flags) : conv_panel_publish<V, kExact, false>(t, pub, sites, flags);
+}
+
+void conv_publish(const ConvTile& t, const Publish& pub, const Site* sites, uint8_t* flags) {
+  switch (t.vectors) {
+    case 1: return conv_publish_v<1>(t, pub, sites, flags);
+    case 2: return conv_publish_v<2>(t, pub, sites, flags);
+    case 3: return conv_publish_v<3>(t, pub, sites, flags);
+    default: return conv_publish_v<4>(t, pub, sites, flags);
+  }
+}
+
 void conv(const ConvTile& t) {
   switch (t.vectors) {
     case 1: return conv_panel<1>(t);
@@ -388,8 +546,12 @@ void conv(const ConvTile& t) {
 
 // -- depthwise ----------------------------------------------------------------------------------------
 
-template <int KH, int KW, int S, int R>
-void depthwise_run_block(const DepthwiseRun& a, int at) {
+// How a run's results leave the registers: kept as rows, or published at once.
+constexpr int kKeep = -1;
+
+template <int KH, int KW, int S, int R, int MODE, bool RES>
+void depthwise_run_block(const DepthwiseRun& a, int at, const Publish& pub, const Clamp& clamp, int64_t index, uint8_t* flags) {
+  VI differs[R] = {};
   for (int c = 0; c < a.c; c += W) {
     VF acc[R];
     const VF b = load(a.bias + c);
@@ -410,33 +572,54 @@ void depthwise_run_block(const DepthwiseRun& a, int at) {
       }
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) store(a.out + (int64_t)(at + r) * a.ldo + c, acc[r]);
+    for (int r = 0; r < R; ++r) {
+      if constexpr (MODE == kKeep) {
+        store(a.out + (int64_t)(at + r) * a.ldo + c, acc[r]);
+      } else {
+        const float* residual = RES ? pub.residual + (index + at + r) * pub.residual_ld + c : nullptr;
+        differs[r] |= publish_vector<MODE, RES>(acc[r], clamp, residual, pub.held + (index + at + r) * pub.ld + c, a.c - c);
+      }
+    }
   }
+  if constexpr (MODE != kKeep)
+    for (int r = 0; r < R; ++r) flags[at + r] = MODE == kAlways || any(differs[r]);
 }
 
-template <int KH, int KW, int S>
-void depthwise_run_k(const DepthwiseRun& a) {
+template <int KH, int KW, int S, int MODE, bool RES>
+void depthwise_run_k(const DepthwiseRun& a, const Publish& pub, int64_t index, uint8_t* flags) {
+  const Clamp clamp = clamp_of(pub);
   int at = 0;
-  for (; at + 4 <= a.count; at += 4) depthwise_run_block<KH, KW, S, 4>(a, at);
+  for (; at + 4 <= a.count; at += 4) depthwise_run_block<KH, KW, S, 4, MODE, RES>(a, at, pub, clamp, index, flags);
   switch (a.count - at) {
-    case 3: return depthwise_run_block<KH, KW, S, 3>(a, at);
-    case 2: return depthwise_run_block<KH, KW, S, 2>(a, at);
-    case 1: return depthwise_run_block<KH, KW, S, 1>(a, at);
+    case 3: return depthwise_run_block<KH, KW, S, 3, MODE, RES>(a, at, pub, clamp, index, flags);
+    case 2: return depthwise_run_block<KH, KW, S, 2, MODE, RES>(a, at, pub, clamp, index, flags);
+    case 1: return depthwise_run_block<KH, KW, S, 1, MODE, RES>(a, at, pub, clamp, index, flags);
     default: return;
   }
 }
 
-bool depthwise_run(int kh, int kw, const DepthwiseRun& a) {
+template <int MODE, bool RES>
+bool depthwise_run_any(int kh, int kw, const DepthwiseRun& a, const Publish& pub, int64_t index, uint8_t* flags) {
   if (a.stride != 1 && a.stride != 2) return false;
   if (kh == 3 && kw == 3) {
-    if (a.count) a.stride == 1 ? depthwise_run_k<3, 3, 1>(a) : depthwise_run_k<3, 3, 2>(a);
+    a.stride == 1 ? depthwise_run_k<3, 3, 1, MODE, RES>(a, pub, index, flags) : depthwise_run_k<3, 3, 2, MODE, RES>(a, pub, index, flags);
     return true;
   }
   if (kh == 5 && kw == 5) {
-    if (a.count) a.stride == 1 ? depthwise_run_k<5, 5, 1>(a) : depthwise_run_k<5, 5, 2>(a);
+    a.stride == 1 ? depthwise_run_k<5, 5, 1, MODE, RES>(a, pub, index, flags) : depthwise_run_k<5, 5, 2, MODE, RES>(a, pub, index, flags);
     return true;
   }
   return false;
+}
+
+bool depthwise_run(int kh, int kw, const DepthwiseRun& a) { return depthwise_run_any<kKeep, false>(kh, kw, a, Publish{}, 0, nullptr); }
+
+bool depthwise_publish(int kh, int kw, const DepthwiseRun& a, const Publish& pub, int64_t index, uint8_t* flags) {
+  if (pub.mode == kAlways)
+    return pub.residual ? depthwise_run_any<kAlways, true>(kh, kw, a, pub, index, flags)
+                        : depthwise_run_any<kAlways, false>(kh, kw, a, pub, index, flags);
+  return pub.residual ? depthwise_run_any<kExact, true>(kh, kw, a, pub, index, flags)
+                      : depthwise_run_any<kExact, false>(kh, kw, a, pub, index, flags);
 }
 
 void depthwise_pixel(const float* const* taps, int ntaps, const float* weights, int cpad, const float* bias, float* out, int c) {
@@ -648,7 +831,7 @@ int64_t count(const uint8_t* mask, int64_t n) {
 const Kernels* SL_CONCAT(kernels_, SL_ISA_NAME)() {
   static const Kernels table = {
       SL_STRING(SL_ISA_NAME), W, {0, kMaxPixels[1], kMaxPixels[2], kMaxPixels[3], kMaxPixels[4]},
-      conv, depthwise_run, depthwise_pixel, max_pixel, weighted_pixel, affine_pixel, binary_pixel, sum_row, publish, diff_row, write_row,
+      conv, conv_publish, commit, depthwise_run, depthwise_publish, depthwise_pixel, max_pixel, weighted_pixel, affine_pixel, binary_pixel, sum_row, publish, diff_row, write_row,
       all_finite, equal, or_row, or_into, list_row, count};
   return &table;
 }

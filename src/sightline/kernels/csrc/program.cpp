@@ -226,7 +226,7 @@ int Program::add_conv(int out, int in, int rows, int cols, const float* weight, 
       int c0 = b * block_out;
       for (int v : widths) {
         const int width = v * lanes, end = (b + 1) * block_out;
-        phase.panels.push_back(Panel{c0, v, (int64_t)b * block_in, at, bias_at});
+        phase.panels.push_back(Panel{c0, v, std::min(width, end - c0), (int64_t)b * block_in, at, bias_at});
         for (int l = 0; l < width; ++l)
           if (c0 + l < end && bias) s.bias.data[bias_at + (size_t)l] = bias[c0 + l];
         bias_at += (size_t)width;

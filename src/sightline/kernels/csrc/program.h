@@ -51,7 +51,7 @@ struct Link {
 
 enum class Kind { kInput, kConv, kDepthwise, kMaxPool, kWeighted, kPointwise, kBinary, kGather, kMean, kUnion, kExternal };
 
-struct Panel { int c0, vectors; int64_t shift; size_t weights, bias; };
+struct Panel { int c0, vectors, valid; int64_t shift; size_t weights, bias; };
 struct Phase {
   std::vector<int> ky, kx;
   std::vector<Panel> panels;
@@ -167,6 +167,7 @@ class State {
   std::vector<Mask> sites;          // per step
   std::vector<float> threshold;     // per step, absolute
   std::vector<uint8_t> forced;      // per step: sites are given (bench, tests)
+  std::vector<uint8_t> busy;        // per step: nearly all sites were computed and nearly all of them changed, last time it was counted
   std::vector<uint8_t> whole;       // per step: to be computed at all sites once
   int norm = kRms;
   Filter filter = Filter::kNone;
@@ -176,6 +177,7 @@ class State {
   struct Scratch {
     Aligned rows;
     std::vector<const float*> taps;
+    std::vector<float> sums;
     std::vector<uint8_t> flags;
     float* row_space(size_t floats);
   };
@@ -184,8 +186,12 @@ class State {
   void project(const Link& link, const Mask& from, const Tensor& tin, const Tensor& tout, Mask& to);
   void list_sites(int step);
   void list_categories(int step);
-  Publish publisher(int step) const;
+  Publish publisher(int step);
+  void note_density(int step, const Publish& pub);
+  void mark_changed(int step, const Site* list, int n, const uint8_t* flags);
   void finish(int step, const Publish& pub, float* rows, int ldr, const Site* list, int n, uint8_t* flags);
+  template <class F>
+  void split_list(int chunk, int64_t work_per_site, F&& body);
   template <class F>
   void for_chunks(int step, int64_t work_per_site, F&& compute);
   void run_conv(int step);
@@ -208,6 +214,7 @@ class State {
   Aligned zeros_, held_frame_;
   Aligned big_rows_;
   std::vector<const float*> big_taps_;
+  std::vector<float> big_sums_;
   std::vector<uint8_t> big_flags_;
 };
 

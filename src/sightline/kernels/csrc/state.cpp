@@ -13,6 +13,8 @@ namespace sightline {
 namespace {
 constexpr int kChunk = 96;                        // pixels that share one pass over a weight panel
 constexpr int64_t kSmallWeights = 400 * 1024;     // bytes: below this, weights stay in L2 whatever the loop order
+constexpr double kBusy = 0.85;                    // share of a map from which a step counts as busy
+constexpr uint8_t kLookAgain = 8;                 // frames for which a busy step publishes without comparing
 constexpr int64_t kSerialWork = 200 * 1000;       // multiply-accumulates below which threads do not pay
 
 template <class T>
@@ -60,6 +62,7 @@ State::State(std::shared_ptr<const Program> p, std::vector<float*> given) : prog
   threshold.assign(n, 0.0f);
   forced.assign(n, 0);
   whole.assign(n, 0);
+  busy.assign(n, 0);
   row_sums_.resize(n);
   for (size_t i = 0; i < n; ++i) {
     const Step& s = program->steps[i];
@@ -78,6 +81,7 @@ void State::reset() {
   for (Mask& m : changed) m.clear();
   for (Mask& m : sites) m.clear();
   std::fill(whole.begin(), whole.end(), (uint8_t)0);
+  std::fill(busy.begin(), busy.end(), (uint8_t)0);
   fresh = true;
 }
 
@@ -242,7 +246,7 @@ void State::list_categories(int step) {
 
 // -- publishing --------------------------------------------------------------------------------------------
 
-Publish State::publisher(int step) const {
+Publish State::publisher(int step) {
   const Step& s = program->steps[(size_t)step];
   const Tensor& t = program->tensors[(size_t)s.out];
   Publish p;
@@ -257,6 +261,12 @@ Publish State::publisher(int step) const {
   }
   p.threshold = threshold[(size_t)step];
   p.mode = fresh ? kAlways : p.threshold > 0 ? kWithin : kExact;
+  // Where nearly everything changes, comparing costs more than it saves: publish whatever is computed, and look again now and then.
+  if (busy[(size_t)step] && (double)sites[(size_t)step].count >= kBusy * (double)t.pixels()) {
+    if (--busy[(size_t)step]) p.mode = kAlways;
+  } else {
+    busy[(size_t)step] = 0;
+  }
   p.norm = norm;
   p.held = at(s.out);
   p.ld = t.ld;
@@ -264,13 +274,24 @@ Publish State::publisher(int step) const {
   return p;
 }
 
+void State::note_density(int step, const Publish& pub) {
+  if (fresh || pub.mode == kAlways) return;
+  const Tensor& t = program->tensors[(size_t)program->steps[(size_t)step].out];
+  const double n = (double)changed[(size_t)t.mask].count;
+  busy[(size_t)step] = n >= kBusy * (double)t.pixels() && n >= 0.95 * (double)sites[(size_t)step].count ? kLookAgain : 0;
+}
+
 void State::finish(int step, const Publish& pub, float* rows, int ldr, const Site* list, int n, uint8_t* flags) {
-  const int total = program->k->publish(pub, rows, ldr, list, n, flags);
-  if (!total) return;
+  if (program->k->publish(pub, rows, ldr, list, n, flags)) mark_changed(step, list, n, flags);
+}
+
+void State::mark_changed(int step, const Site* list, int n, const uint8_t* flags) {
+  int total = 0;
   const Tensor& t = program->tensors[(size_t)program->steps[(size_t)step].out];
   Mask& m = changed[(size_t)t.mask];
   for (int i = 0, row = -1; i < n; ++i)
     if (flags[i]) {
+      ++total;
       m.bits[(size_t)list[i].index] = 1;
       const int r = t.n == 1 ? list[i].y : list[i].index / m.width;
       if (r != row) mark(m.row_any[(size_t)(row = r)]);
@@ -278,26 +299,34 @@ void State::finish(int step, const Publish& pub, float* rows, int ldr, const Sit
   __atomic_fetch_add(&m.count, (int64_t)total, __ATOMIC_RELAXED);
 }
 
-// Splits list_ into chunks; compute(sites, count, rows, ldr, scratch) fills one row of channels per site.
+// Splits list_ into chunks and gives each to body(sites, count, scratch).
+template <class F>
+void State::split_list(int chunk, int64_t work_per_site, F&& body) {
+  const int n = (int)list_.size(), items = (n + chunk - 1) / chunk;
+  auto part = [&](int i, int worker) {
+    const int from = i * chunk;
+    body(list_.data() + from, std::min(chunk, n - from), scratch(worker));
+  };
+  if (work_per_site * n < kSerialWork)
+    for (int i = 0; i < items; ++i) part(i, 0);
+  else
+    Pool::instance().run(items, part);
+}
+
+// compute(sites, count, rows, ldr, scratch) fills one row of channels per site; publishing is done here.
 template <class F>
 void State::for_chunks(int step, int64_t work_per_site, F&& compute) {
   const Tensor& t = program->tensors[(size_t)program->steps[(size_t)step].out];
   const Publish pub = publisher(step);
-  const int ldr = (t.c + 15) / 16 * 16, n = (int)list_.size();
+  const int ldr = (t.c + 15) / 16 * 16;
   const int chunk = std::clamp(32768 / ldr, 8, 64);
-  auto body = [&](int i, int worker) {
-    Scratch& s = scratch(worker);
+  split_list(chunk, work_per_site, [&](const Site* list, int count, Scratch& s) {
     float* rows = s.row_space((size_t)chunk * ldr + 64);
     grow(s.flags, (size_t)chunk);
-    const int from = i * chunk, count = std::min(chunk, n - from);
-    compute(list_.data() + from, count, rows, ldr, s);
-    finish(step, pub, rows, ldr, list_.data() + from, count, s.flags.data());
-  };
-  const int items = (n + chunk - 1) / chunk;
-  if (work_per_site * n < kSerialWork)
-    for (int i = 0; i < items; ++i) body(i, 0);
-  else
-    Pool::instance().run(items, body);
+    compute(list, count, rows, ldr, s);
+    finish(step, pub, rows, ldr, list, count, s.flags.data());
+  });
+  note_density(step, pub);
 }
 
 // -- convolution ------------------------------------------------------------------------------------------------
@@ -355,18 +384,26 @@ void State::conv_group(const Step& s, int phase, bool merged, const std::vector<
     else if (panels >= threads && !s.panels_overlap) by_panel = true;
     else block = std::max(6, (n + threads - 1) / threads);
   }
-  auto tile = [&](const Panel& panel, const float* const* taps, int pixels, float* out) {
-    k.conv(ConvTile{taps, panel.shift, pixels, ntaps, run, panel.vectors, s.weights.data + panel.weights, s.bias.data + panel.bias,
-                    out + panel.c0, s.ldo});
+  auto tile = [&](const Panel& panel, const float* const* taps, int pixels, float* out, float* sums) {
+    return ConvTile{taps, panel.shift, pixels, ntaps, run, panel.vectors, s.weights.data + panel.weights, s.bias.data + panel.bias,
+                    out ? out + panel.c0 : nullptr, s.ldo, sums, panel.c0, panel.valid};
   };
+  const bool in_registers = finishes_in_registers(pub), keeps_rows = !publishes_at_once(pub);
   if (by_panel) {
-    grow(big_rows_, (size_t)n * s.ldo + 64);
     grow(big_taps_, (size_t)n * ntaps + 1);
     grow(big_flags_, (size_t)n);
     fill_taps(s, phase, merged, list.data(), n, big_taps_.data());
-    Pool::instance().run(panels, [&](int i, int) { tile(p.panels[(size_t)i], big_taps_.data(), n, big_rows_.data); });
-    finish(step, pub, big_rows_.data, s.ldo, list.data(), n, big_flags_.data());
-    return;
+    if (keeps_rows) grow(big_rows_, (size_t)n * s.ldo + 64);
+    grow(big_sums_, (size_t)n * panels);
+    std::memset(big_flags_.data(), 0, (size_t)n);
+    Pool::instance().run(panels, [&](int i, int) {
+      const ConvTile t = tile(p.panels[(size_t)i], big_taps_.data(), n, big_rows_.data, big_sums_.data() + (size_t)i * n);
+      if (in_registers) k.conv_publish(t, pub, list.data(), big_flags_.data());
+      else k.conv(t);
+    });
+    if (!in_registers) return finish(step, pub, big_rows_.data, s.ldo, list.data(), n, big_flags_.data());
+    if (keeps_rows) k.commit(pub, big_rows_.data, s.ldo, big_sums_.data(), n, panels, list.data(), n, big_flags_.data());
+    return mark_changed(step, list.data(), n, big_flags_.data());
   }
   const int blocks = (n + block - 1) / block;
   const int even = (n + blocks - 1) / blocks;
@@ -374,14 +411,23 @@ void State::conv_group(const Step& s, int phase, bool merged, const std::vector<
     Scratch& w = scratch(worker);
     const int from = b * even, count = std::min(even, n - from);
     if (count <= 0) return;
-    float* rows = w.row_space((size_t)even * s.ldo + 64);
     grow(w.taps, (size_t)even * ntaps + 1);
     grow(w.flags, (size_t)even);
     fill_taps(s, phase, merged, list.data() + from, count, w.taps.data());
-    for (const Panel& panel : p.panels)
-      for (int c = 0; c < count; c += kChunk)
-        tile(panel, w.taps.data() + (size_t)c * ntaps, std::min(kChunk, count - c), rows + (size_t)c * s.ldo);
-    finish(step, pub, rows, s.ldo, list.data() + from, count, w.flags.data());
+    float* rows = keeps_rows ? w.row_space((size_t)even * s.ldo + 64) : nullptr;
+    grow(w.sums, (size_t)even * panels);
+    std::memset(w.flags.data(), 0, (size_t)count);
+    const Site* sites_here = list.data() + from;
+    for (int i = 0; i < panels; ++i)
+      for (int c = 0; c < count; c += kChunk) {
+        const ConvTile t = tile(p.panels[(size_t)i], w.taps.data() + (size_t)c * ntaps, std::min(kChunk, count - c),
+                                rows ? rows + (size_t)c * s.ldo : nullptr, w.sums.data() + (size_t)i * even + c);
+        if (in_registers) k.conv_publish(t, pub, sites_here + c, w.flags.data() + c);
+        else k.conv(t);
+      }
+    if (!in_registers) return finish(step, pub, rows, s.ldo, sites_here, count, w.flags.data());
+    if (keeps_rows) k.commit(pub, rows, s.ldo, w.sums.data(), even, panels, sites_here, count, w.flags.data());
+    mark_changed(step, sites_here, count, w.flags.data());
   };
   if (parallel) Pool::instance().run(blocks, body);
   else
@@ -395,6 +441,7 @@ void State::run_conv(int step) {
   const size_t count = s.merged_rows ? 2 : s.phases.size();
   for (size_t i = 0; i < count; ++i)
     if (!categories_[i].empty()) conv_group(s, s.merged_rows ? 0 : (int)i, s.merged_rows && i == 1, categories_[i], pub, step);
+  note_density(step, pub);
 }
 
 void State::run_depthwise(int step) {
@@ -407,8 +454,14 @@ void State::run_depthwise(int step) {
   const float* zero = zeros_.data;
   const int64_t ld = tin.ld;
   const Kernels& k = *program->k;
+  const Publish pub = publisher(step);
+  const bool at_once = publishes_at_once(pub);
   constexpr int kLongest = 16;  // so that zero_floats covers a run of padding rows
-  for_chunks(step, (int64_t)s.kh * s.kw * tout.c, [&](const Site* list, int n, float* rows, int ldr, Scratch& w) {
+  const int ldr = (tout.c + 15) / 16 * 16;
+  const int chunk = std::clamp(32768 / ldr, 8, 64);
+  split_list(chunk, (int64_t)s.kh * s.kw * tout.c, [&](const Site* list, int n, Scratch& w) {
+    float* rows = w.row_space((size_t)chunk * ldr + 64);
+    grow(w.flags, (size_t)chunk);
     grow(w.taps, (size_t)s.kh * s.kw);
     const float** taps = w.taps.data();
     for (int i = 0; i < n;) {
@@ -416,14 +469,15 @@ void State::run_depthwise(int step) {
       const float* image = tin.n == 1 ? base : base + (int64_t)(at.index / (tout.h * tout.w)) * tin.h * tin.w * ld;
       const int32_t* ry = ay.index.data() + (size_t)at.y * ay.taps;
       const int32_t* cx = ax.index.data() + (size_t)at.x * ax.taps;
+      float* row = rows + (int64_t)i * ldr;
       if (at.x >= s.inner_x0 && at.x < s.inner_x1) {
         int count = 1;
         while (count < kLongest && i + count < n && list[i + count].index == at.index + count && at.x + count < s.inner_x1 &&
                list[i + count].y == at.y)
           ++count;
         for (int j = 0; j < s.kh; ++j) taps[j] = ry[j] < 0 ? zero : image + ((int64_t)ry[j] * tin.w + cx[0]) * ld;
-        DepthwiseRun run{taps, count, (int)ld, ax.stride, s.weights.data, s.cpad, s.bias.data, rows + (int64_t)i * ldr, ldr, tout.c};
-        if (k.depthwise_run(s.kh, s.kw, run)) {
+        const DepthwiseRun run{taps, count, (int)ld, ax.stride, s.weights.data, s.cpad, s.bias.data, row, ldr, tout.c};
+        if (at_once ? k.depthwise_publish(s.kh, s.kw, run, pub, at.index, w.flags.data() + i) : k.depthwise_run(s.kh, s.kw, run)) {
           i += count;
           continue;
         }
@@ -432,10 +486,14 @@ void State::run_depthwise(int step) {
       for (int j = 0; j < s.kh; ++j)
         for (int m = 0; m < s.kw; ++m)
           taps[t++] = (ry[j] < 0 || cx[m] < 0) ? zero : image + ((int64_t)ry[j] * tin.w + cx[m]) * ld;
-      k.depthwise_pixel(taps, t, s.weights.data, s.cpad, s.bias.data, rows + (int64_t)i * ldr, tout.c);
+      k.depthwise_pixel(taps, t, s.weights.data, s.cpad, s.bias.data, row, tout.c);
+      if (at_once) k.publish(pub, row, ldr, list + i, 1, w.flags.data() + i);
       ++i;
     }
+    if (at_once) mark_changed(step, list, n, w.flags.data());
+    else finish(step, pub, rows, ldr, list, n, w.flags.data());
   });
+  note_density(step, pub);
 }
 
 void State::run_windows(int step) {
@@ -530,7 +588,8 @@ void State::run_gather(int step) {
         const int64_t image = site.index / (tout.h * tout.w);
         const float* from = at(l.tensor) + ((image * t.h + r) * t.w + c) * t.ld;
         for (const ChannelRun& run : part.runs[(size_t)((site.y % part.period_y) * part.period_x + site.x % part.period_x)])
-          std::memcpy(out + run.dst, from + run.src, sizeof(float) * (size_t)run.length);
+          if (run.length == 1) out[run.dst] = from[run.src];  // a call per channel would cost more than the copy
+          else std::memcpy(out + run.dst, from + run.src, sizeof(float) * (size_t)run.length);
       }
     }
   });
@@ -742,6 +801,7 @@ int64_t State::bytes() const {
   for (const auto& s : scratch_) {
     total += (int64_t)s->rows.size * 4;
     vec(s->taps);
+    vec(s->sums);
     vec(s->flags);
   }
   for (const auto& c : categories_) vec(c);
@@ -751,6 +811,7 @@ int64_t State::bytes() const {
   vec(row_in_);
   vec(row_tmp_);
   vec(big_taps_);
+  vec(big_sums_);
   vec(big_flags_);
   return total;
 }
