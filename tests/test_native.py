@@ -94,7 +94,6 @@ def test_held_maps_stay_within_their_thresholds(case: Case) -> None:
                     oracle.assert_within(executor, thresholds, norm, f"{name}, {norm}, frame {index}")
 
 
-@pytest.mark.xfail(strict=True, reason="one long sum per output: the kernels do not add up partial sums yet")
 def test_long_sums_are_as_exact_as_plain_pytorch() -> None:
     """The tolerance law for the root mean square, which luck cannot hide: one sum over thousands of products loses digits."""
     for kernel, channels in ((1, 512), (1, 2048), (3, 64), (3, 256), (3, 512)):

@@ -31,17 +31,25 @@ _NAMES = (
     " dropout native_dropout feature_dropout bernoulli copy fill zeros_like ones_like"
     " elementwise prelu cast thresholded_relu sigmoid_ hypot floor_divide true_divide batch_norm"
 )
-_POINTWISE = frozenset(_NAMES.split())
+POINTWISE = frozenset(_NAMES.split())
+"""Calls that work element by element."""
+MOVES = frozenset(
+    ("reshape view _unsafe_view flatten squeeze unsqueeze unflatten transpose swapaxes t numpy_T mT permute movedim expand broadcast_to"
+     " repeat tile slice cut select pick index_select take flip roll stack cat concat pad constant_pad_nd im2col unfold col2im").split()
+)
+"""Calls that only move elements, or repeat or add them up."""
 
 
-def _name(target: Any) -> str:
+def call_name(node: Node) -> str:
+    """Name of what a ``torch`` node calls, without overload and trailing underscore; "" for other nodes."""
+    target = node.attrs.get("target")
     schema = getattr(target, "_schema", None)
     if schema is not None:
         return str(schema.name).rpartition("::")[2].removesuffix("_")
     return str(getattr(target, "__name__", ""))
 
 
-def _bound(node: Node) -> Args:
+def arguments(node: Node) -> Args:
     """Arguments of the call by name, defaults filled in; operands stay `Operand`s."""
     target, args, kwargs = node.attrs["target"], node.attrs["args"], node.attrs["kwargs"]
     schema = getattr(target, "_schema", None)
@@ -68,12 +76,12 @@ def opaque_rule(node: Node) -> Rule | None:
         return _item
     if node.op != "torch":
         return None
-    name = _name(node.attrs["target"])
+    name = call_name(node)
     handler = _TABLE.get(name)
     if handler is not None:
-        return lambda step: handler(step, _bound(step.node))
+        return lambda step: handler(step, arguments(step.node))
     tags = getattr(node.attrs["target"], "tags", ())
-    if name in _POINTWISE or torch.Tag.pointwise in tags:
+    if name in POINTWISE or torch.Tag.pointwise in tags:
         return lambda step: join(step) if len(step.inputs) > 1 else same(step)
     return None
 
@@ -81,7 +89,7 @@ def opaque_rule(node: Node) -> Rule | None:
 def _item(step: Step) -> View:
     """One of several results: followed where all results have the place of the operand."""
     source = step.node.inputs[0]
-    if source.op == "torch" and _name(source.attrs["target"]) in {"native_layer_norm", "native_group_norm", "max_pool2d_with_indices"}:
+    if source.op == "torch" and call_name(source) in {"native_layer_norm", "native_group_norm", "max_pool2d_with_indices"}:
         return step.x if step.x.shape == step.shape else step.unknown("a second result that cannot be followed")
     return step.unknown("one of several results of an operation without a rule")
 
@@ -105,7 +113,8 @@ def _dim(value: int, rank: int) -> int:
     return int(value) % max(rank, 1)
 
 
-def _dims(value: Any, rank: int) -> list[int]:
+def dims_of(value: Any, rank: int) -> list[int]:
+    """Dimensions as given to a reduction; none given means all."""
     if value is None or (isinstance(value, (list, tuple)) and not value):
         return list(range(rank))
     return [_dim(item, rank) for item in (value if isinstance(value, (list, tuple)) else [value])]
@@ -193,7 +202,7 @@ def _index_select(step: Step, args: Args) -> View:
 @enter("flip")
 def _flip(step: Step, args: Args) -> View:
     view = step.x
-    for dim in _dims(args["dims"], len(view.dims)):
+    for dim in dims_of(args["dims"], len(view.dims)):
         view = _gathered(view, dim, list(range(view.shape[dim]))[::-1], step)
     return view
 
@@ -238,7 +247,7 @@ def _pad(step: Step, args: Args) -> View:
     amounts = [int(value) for value in _arg(args, "pad", "padding", "pads", default=())]
     mode = str(args.get("mode", "constant"))
     view, rank = step.x, len(step.x.dims)
-    if _name(step.node.attrs["target"]) == "pad" and "pads" in args:
+    if call_name(step.node) == "pad" and "pads" in args:
         half = len(amounts) // 2  # as ONNX counts them: all beginnings, then all ends
         pairs = list(zip(amounts[:half], amounts[half:], strict=True))
     else:
@@ -291,7 +300,7 @@ def _reduce(step: Step, args: Args) -> View:
     rank = len(step.x.dims)
     if len(step.inputs) > 1:
         return join(step) if step.node.shape is not None else step.unknown("several results")
-    dims = _dims(_arg(args, "dim", "axes", "axis"), rank)
+    dims = dims_of(_arg(args, "dim", "axes", "axis"), rank)
     if step.node.shape is None:
         return step.unknown("several results")
     return views.reduced(step.x, dims, keepdim=len(step.shape) == rank)
@@ -400,7 +409,7 @@ def _conv(step: Step, args: Args) -> View:
     if any(not view.constant for view in step.inputs[1:]):
         return step.unknown("weights that depend on the input")
     kernel = step.inputs[1].shape[2:]
-    transposed = bool(args.get("transposed", "transpose" in _name(step.node.attrs["target"])))
+    transposed = bool(args.get("transposed", "transpose" in call_name(step.node)))
     strides, dilations, extra = (
         _tuple(args.get(key, default), count) for key, default in (("stride", 1), ("dilation", 1), ("output_padding", 0))
     )
@@ -448,7 +457,7 @@ def _adaptive(step: Step, args: Args) -> View:
 @enter("upsample_nearest1d", "upsample_nearest3d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_nearest_exact2d")
 @enter("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
 def _upsample(step: Step, args: Args) -> View:
-    name = _name(step.node.attrs["target"])
+    name = call_name(step.node)
     if "exact" in name or name.endswith("_aa"):
         return step.unknown("interpolation of a kind without a table")
     scales = args.get("scale_factors") or [None] * (len(step.shape) - 2)

@@ -356,7 +356,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Line:
-    """An edge: the boxes that it joins, and points through which it runs; between the points 2k and 2k + 1 it is straight."""
+    """An edge: the boxes that it joins, and points through which it runs; it is straight from every odd point to the next."""
 
     source: str
     target: str

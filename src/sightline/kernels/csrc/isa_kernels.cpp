@@ -332,32 +332,64 @@ SL_INLINE VI publish_vector(VF y, const Clamp& clamp, const float* residual, flo
 
 // -- convolution --------------------------------------------------------------------------------------
 
-// P pixels x V vectors of output channels stay in registers over the whole reduction.
+// A sum of many terms is added up in stretches of this many, so that its rounding error does not grow with the depth of the layer.
+constexpr int kStretch = 384;
+
+// bias + sum over taps and their channels, for P pixels x V vectors of output channels, all in registers.
 template <int P, int V>
-void conv_block(const float* const* taps, int64_t shift, int ntaps, int run, const float* w, const float* bias, float* out, int ldo) {
-  VF acc[P][V];
+SL_INLINE void reduce(const float* const* taps, int64_t shift, int ntaps, int run, const float* w, const float* bias, VF (&acc)[P][V]) {
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) acc[p][v] = load(bias + v * W);
+  alignas(64) float total[P * V * W];
+  const bool deep = (int64_t)ntaps * run > 512;
+  bool kept = false;
+  int since = 0;
   for (int t = 0; t < ntaps; ++t) {
     const float* x[P];
 #pragma GCC unroll 16
     for (int p = 0; p < P; ++p) x[p] = taps[(int64_t)p * ntaps + t] + shift;
+    for (int k0 = 0; k0 < run; k0 += kStretch) {
+      const int k1 = run - k0 < kStretch ? run : k0 + kStretch;
 #pragma GCC unroll 2
-    for (int k = 0; k < run; ++k) {
-      VF wv[V];
+      for (int k = k0; k < k1; ++k) {
+        VF wv[V];
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) wv[v] = load(w + v * W);
+        for (int v = 0; v < V; ++v) wv[v] = load(w + v * W);
 #pragma GCC unroll 16
-      for (int p = 0; p < P; ++p) {
-        VF b = set1(x[p][k]);
+        for (int p = 0; p < P; ++p) {
+          VF b = set1(x[p][k]);
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) acc[p][v] += b * wv[v];
+          for (int v = 0; v < V; ++v) acc[p][v] += b * wv[v];
+        }
+        w += V * W;
       }
-      w += V * W;
+      since += k1 - k0;
+      if (!deep || since < kStretch) continue;
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) {
+          float* part = total + (p * V + v) * W;
+          store(part, kept ? load(part) + acc[p][v] : acc[p][v]);
+          acc[p][v] = set1(0.0f);
+        }
+      kept = true;
+      since = 0;
     }
   }
+  if (!kept) return;
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) acc[p][v] += load(total + (p * V + v) * W);
+}
+
+template <int P, int V>
+void conv_block(const float* const* taps, int64_t shift, int ntaps, int run, const float* w, const float* bias, float* out, int ldo) {
+  VF acc[P][V];
+  reduce<P, V>(taps, shift, ntaps, run, w, bias, acc);
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p)
 #pragma GCC unroll 4
@@ -380,30 +412,7 @@ void conv_block_publish(const ConvTile& t, int at, const Publish& pub, const Cla
     }
   }
   VF acc[P][V];
-#pragma GCC unroll 16
-  for (int p = 0; p < P; ++p)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) acc[p][v] = load(t.bias + v * W);
-  const float* w = t.weights;
-  const float* const* taps = t.taps + (int64_t)at * t.ntaps;
-  for (int i = 0; i < t.ntaps; ++i) {
-    const float* x[P];
-#pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) x[p] = taps[(int64_t)p * t.ntaps + i] + t.shift;
-#pragma GCC unroll 2
-    for (int k = 0; k < t.run; ++k) {
-      VF wv[V];
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) wv[v] = load(w + v * W);
-#pragma GCC unroll 16
-      for (int p = 0; p < P; ++p) {
-        VF b = set1(x[p][k]);
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) acc[p][v] += b * wv[v];
-      }
-      w += V * W;
-    }
-  }
+  reduce<P, V>(t.taps + (int64_t)at * t.ntaps, t.shift, t.ntaps, t.run, t.weights, t.bias, acc);
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
     VI differs = {};

@@ -1,0 +1,263 @@
+"""Checking fields on whole maps: for networks whose channels carry places (shuffled pixels, tokens, windows of attention).
+
+The graph is run in float64 at the size that it was captured with, every operation as a positive stand-in. Operations that only move
+elements run as they are. A layer behind an operation without a stand-in is not checked.
+
+What belongs here: stand-ins on whole tensors. What does not: strips and the report of it all (`verify.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sightline.fields.layer import LayerField
+from sightline.fields.opaque import MOVES, POINTWISE, arguments, call_name, dims_of
+from sightline.graph.ir import Node
+from sightline.graph.rules import rule_of
+
+if TYPE_CHECKING:
+    from sightline.fields.report import Report
+    from sightline.fields.verify import Check
+
+Stand = Callable[[Node, list[Any]], Any]
+
+
+class _NoStandInError(Exception):
+    """An operation without a positive stand-in."""
+
+
+def check_maps(report: Report, layers: Sequence[LayerField]) -> dict[str, Check]:
+    """Compare the unit in the middle of every layer with its gradient.
+
+    Args:
+        report: of the network.
+        layers: which to check.
+
+    Returns:
+        One check per layer.
+    """
+    from sightline.fields.verify import Check, clipped_box
+
+    values, reasons, x = _run(report)
+    nodes = {node.name: node for node in report.graph.nodes}
+    result = {}
+    for layer in layers:
+        value = values.get(nodes[layer.name])
+        if layer.status in {"unknown", "bounded"} or not isinstance(value, Tensor) or not value.requires_grad:
+            reason = reasons.get(nodes[layer.name], f"its field is {layer.status}" if layer.status != "exact" else "it depends on nothing")
+            result[layer.name] = Check(layer.name, "unchecked", reason=reason)
+            continue
+        unit, part = _middle(value, layer, report)
+        if unit is None:
+            result[layer.name] = Check(layer.name, "unchecked", reason="not a map, and not global")
+            continue
+        said, found = clipped_box(layer, unit, report.resolution), _spans(part, x)
+        result[layer.name] = Check(layer.name, "agrees" if said == found else "differs", said, found, "on whole maps")
+    return result
+
+
+def _middle(value: Tensor, layer: LayerField, report: Report) -> tuple[tuple[int, ...] | None, Tensor]:
+    if value.dim() == report.axes + 2 and all(axis.units is None or axis.count == n for axis, n in zip(layer.axes, value.shape[2:], strict=True)):
+        unit = tuple(size // 2 for size in value.shape[2:])
+        return unit, value[(0, slice(None), *unit)]
+    if layer.status == "global" and all(axis.status == "global" for axis in layer.axes):
+        return (0,) * report.axes, value[0]
+    return None, value
+
+
+def _spans(part: Tensor, x: Tensor) -> tuple[tuple[float, float], ...]:
+    (gradient,) = torch.autograd.grad(part.sum(), x, retain_graph=True)
+    spans: list[tuple[float, float]] = []
+    for axis in range(2, x.dim()):
+        cells = gradient.abs().sum([dim for dim in range(x.dim()) if dim != axis]).nonzero()
+        spans.append((int(cells[0]), int(cells[-1]) + 1) if len(cells) else (0, 0))
+    return tuple(spans)
+
+
+def _run(report: Report) -> tuple[dict[Node, Any], dict[Node, str], Tensor]:
+    x = torch.ones(report.input_shape, dtype=torch.float64, requires_grad=True)
+    values: dict[Node, Any] = {}
+    reasons: dict[Node, str] = {}
+    for node in report.graph.nodes:
+        if node is report.origin:
+            values[node] = x
+        elif node.op == "input":
+            values[node] = torch.ones(node.shape or (), dtype=torch.float64)
+        elif node.op == "constant":
+            values[node] = node.attrs["value"]
+        else:
+            behind = next((reasons[operand] for operand in node.inputs if operand in reasons), "")
+            try:
+                if behind:
+                    raise _NoStandInError(behind)  # noqa: TRY301 - one way out for both
+                values[node] = _value(node, [values[operand] for operand in node.inputs], ignore_gates=report.ignore_gates)
+            except _NoStandInError as error:
+                reasons[node] = str(error)
+            except (RuntimeError, TypeError, KeyError, IndexError) as error:
+                reasons[node] = f"{node.name} could not be run ({type(error).__name__})"
+    return values, reasons, x
+
+
+def _value(node: Node, inputs: list[Any], *, ignore_gates: bool) -> Any:
+    name = call_name(node) if node.op in {"torch", "item"} else node.op
+    if not any(isinstance(value, Tensor) and value.requires_grad for value in inputs):
+        return _constant(node)
+    if name in {"group_norm", "native_group_norm", "instance_norm"} and ignore_gates:
+        return inputs[0]
+    if name in {"mul", "div"} and ignore_gates and len(inputs) == 2:
+        inputs = _without_gate(inputs)
+    stand = _STANDS.get(name)
+    if stand is not None:
+        return stand(node, inputs)
+    if name in POINTWISE or (node.op == "torch" and torch.Tag.pointwise in getattr(node.attrs["target"], "tags", ())):
+        return _sum(node, inputs)
+    if name in MOVES or node.op in {"slice", "pad", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "flatten", "cat"}:
+        return rule_of(node).run(node, inputs)
+    raise _NoStandInError(f"{node.name}: {name} has no positive stand-in")
+
+
+def _constant(node: Node) -> Tensor:
+    if node.shape is None:
+        raise _NoStandInError(f"{node.name}: several results")
+    return torch.ones(node.shape, dtype=torch.float64)
+
+
+def _without_gate(inputs: list[Any]) -> list[Any]:
+    first, second = inputs
+    if isinstance(first, Tensor) and isinstance(second, Tensor) and first.dim() == second.dim() == 4:
+        areas = [value.shape[2] * value.shape[3] for value in inputs]
+        if areas[0] != areas[1] and 1 in areas:
+            gate = areas.index(1)
+            return [torch.zeros_like(value).detach() if index == gate else value for index, value in enumerate(inputs)]
+    return inputs
+
+
+def _sum(_: Node, inputs: list[Any]) -> Tensor:
+    total = 0
+    for value in inputs:
+        if isinstance(value, Tensor):
+            total = total + (value if value.requires_grad else torch.zeros(value.shape, dtype=torch.float64))
+    return total  # type: ignore[return-value]
+
+
+def _first(_: Node, inputs: list[Any]) -> Any:
+    return inputs[0]
+
+
+def _spread(x: Tensor, size: int) -> Tensor:
+    return x.expand(*x.shape[:1], size, *x.shape[2:])
+
+
+def _conv(node: Node, inputs: list[Any]) -> Tensor:
+    """Every group from the mean of its channels, weights equal."""
+    x, groups = inputs[0], node.attrs["groups"]
+    n, c, h, w = x.shape
+    folded = x.reshape(n, groups, c // groups, h, w).mean(2)
+    weight = torch.ones(groups, 1, *node.attrs["weight"].shape[2:], dtype=x.dtype)
+    plain = Node(node.name, "conv2d", attrs=node.attrs | {"weight": weight / weight[0].numel(), "bias": None})
+    y = rule_of(node).run(plain, [folded])
+    out = (node.shape or ())[1] // groups
+    return torch.as_tensor(y).repeat_interleave(out, 1)
+
+
+def _pool(node: Node, inputs: list[Any]) -> Any:
+    if node.op == "avg_pool2d":
+        return rule_of(node).run(node, inputs)
+    attrs = node.attrs | {"weight": torch.ones(inputs[0].shape[1], 1, *node.attrs["kernel"], dtype=torch.float64), "bias": None}
+    top, bottom, left, right = node.attrs["padding"]
+    if node.attrs["ceil_mode"]:
+        (_, _, h, w), (kh, kw), (sh, sw), (dh, dw) = node.shape or (), node.attrs["kernel"], node.attrs["stride"], node.attrs["dilation"]
+        bottom = max(bottom, (h - 1) * sh + dh * (kh - 1) + 1 - inputs[0].shape[2] - top)
+        right = max(right, (w - 1) * sw + dw * (kw - 1) + 1 - inputs[0].shape[3] - left)
+    padded = F.pad(inputs[0], (left, right, top, bottom))
+    y = F.conv2d(padded, attrs["weight"], None, attrs["stride"], 0, attrs["dilation"], inputs[0].shape[1])
+    return y[:, :, : (node.shape or ())[2], : (node.shape or ())[3]]
+
+
+def _upsample(node: Node, inputs: list[Any]) -> Any:
+    mode = "bilinear" if node.attrs["mode"] == "bicubic" else node.attrs["mode"]
+    if mode != node.attrs["mode"]:
+        raise _NoStandInError(f"{node.name}: bicubic weights are not positive")
+    return rule_of(node).run(node, inputs)
+
+
+def _adaptive(node: Node, inputs: list[Any]) -> Tensor:
+    return F.adaptive_avg_pool2d(inputs[0], node.attrs["output_size"])
+
+
+def _global(node: Node, inputs: list[Any]) -> Any:
+    return rule_of(node).run(node, inputs)
+
+
+def _linear(node: Node, inputs: list[Any]) -> Tensor:
+    size = (node.shape or ())[-1]
+    return inputs[0].mean(-1, keepdim=True).expand(*inputs[0].shape[:-1], size)  # type: ignore[no-any-return]
+
+
+def _softmax(node: Node, inputs: list[Any]) -> Tensor:
+    dim = node.attrs["dim"] if node.op == "softmax" else arguments(node).get("dim", -1)
+    return inputs[0].mean(dim, keepdim=True).expand_as(inputs[0])  # type: ignore[no-any-return]
+
+
+def _layer_norm(node: Node, inputs: list[Any]) -> Tensor:
+    given = arguments(node)
+    rank = inputs[0].dim()
+    first = given["axis"] % rank if "axis" in given else rank - len(given["normalized_shape"])
+    return inputs[0] + inputs[0].mean(list(range(first, rank)), keepdim=True)  # type: ignore[no-any-return]
+
+
+def _group_norm(_: Node, inputs: list[Any]) -> Tensor:
+    return inputs[0] + inputs[0].mean(list(range(1, inputs[0].dim())), keepdim=True)  # type: ignore[no-any-return]
+
+
+def _reduce(node: Node, inputs: list[Any]) -> Tensor:
+    given = arguments(node)
+    x: Tensor = inputs[0]
+    if node.shape is None:
+        raise _NoStandInError(f"{node.name}: several results")
+    dims = dims_of(next((given[key] for key in ("dim", "axes", "axis") if key in given), None), x.dim())
+    return x.mean(dims, keepdim=len(node.shape) == x.dim())
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    ones_a, ones_b = (torch.ones(value.shape, dtype=torch.float64) for value in (a, b))
+    parts = [torch.matmul(a, ones_b)] if a.requires_grad else []
+    parts += [torch.matmul(ones_a, b)] if b.requires_grad else []
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+def _matmul(_: Node, inputs: list[Any]) -> Tensor:
+    return _product(inputs[0], inputs[-1])
+
+
+def _addmm(node: Node, inputs: list[Any]) -> Tensor:
+    return _sum(node, [inputs[0], _product(inputs[1], inputs[2])])
+
+
+def _attention(node: Node, inputs: list[Any]) -> Tensor:
+    query, key, value = inputs[:3]
+    return _product(_sum(node, [_product(query, key.transpose(-1, -2)), *inputs[3:]]), value)
+
+
+_STANDS: dict[str, Stand] = {
+    "conv2d": _conv,
+    **dict.fromkeys(("max_pool2d", "avg_pool2d"), _pool),
+    **dict.fromkeys(("affine", "act", "scalar", "identity"), _first),
+    **dict.fromkeys(("add", "sub", "mul", "div", "maximum", "minimum"), _sum),
+    **dict.fromkeys(("adaptive_avg_pool2d", "adaptive_max_pool2d"), _adaptive),
+    "global_avg_pool": _global,
+    "upsample": _upsample,
+    "linear": _linear,
+    **dict.fromkeys(("softmax", "_softmax", "log_softmax"), _softmax),
+    **dict.fromkeys(("layer_norm", "rms_norm"), _layer_norm),
+    **dict.fromkeys(("group_norm", "instance_norm"), _group_norm),
+    **dict.fromkeys(("mean", "sum", "amax", "amin", "std", "var", "linalg_vector_norm", "norm", "logsumexp"), _reduce),
+    **dict.fromkeys(("matmul", "mm", "bmm"), _matmul),
+    **dict.fromkeys(("addmm", "baddbmm"), _addmm),
+    "scaled_dot_product_attention": _attention,
+}
