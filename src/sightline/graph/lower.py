@@ -7,6 +7,7 @@ linear layer (which becomes a convolution as large as the map).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -436,8 +437,10 @@ class _Lowering:
         base = self._read(source)
         if len(source.shape or ()) == 4 and a["dim"] in {2, 3}:
             return self._gather(step)
-        if a["dim"] != 1 or a.get("step", 1) != 1:
-            raise Unsupported("a slice along the batch or with a step")
+        if a["dim"] != 1:
+            raise Unsupported("a slice along the batch")
+        if a.get("step", 1) != 1:
+            return self._channels(step, base, range(a["start"], a["stop"], a["step"]))
         storage, offset, (n, h, w, _), ld = self.out.views[base]
         channels = (node.shape or (0, 0))[1]
         start = offset + a["start"]
@@ -508,9 +511,12 @@ class _Lowering:
         self._check_act(step)
         source = self._read(step.inputs[0])
         channels = self.out.views[source][2][3]
-        order = np.arange(channels).reshape(step.head.attrs["groups"], -1).T.reshape(-1)
+        self._channels(step, source, np.arange(channels).reshape(step.head.attrs["groups"], -1).T.reshape(-1).tolist())
+
+    def _channels(self, step: Step, source: int, order: Iterable[int]) -> None:
+        """Picks channels of one source, in this order."""
         native_id = self.program.add_gather(self._tensor(step.output), 0.0)
-        self.program.add_gather_part(native_id, source, -1, -1, 1, 1, [v for i, c in enumerate(order) for v in (0, i, int(c), 1)])
+        self.program.add_gather_part(native_id, source, -1, -1, 1, 1, [v for i, c in enumerate(order) for v in (0, i, c, 1)])
         self._done(step, native_id)
 
     def _emit_pixel_shuffle(self, step: Step) -> None:
