@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sightline.graph.executor import Executor, run_chain
@@ -50,6 +50,16 @@ def allowed(plain: Tensor, exact: Tensor) -> float:
     finite = exact.detach().to(torch.float64).nan_to_num(0.0, 0.0, 0.0)
     scale = float(finite.abs().max()) if finite.numel() else 0.0
     return 2 * error(plain, exact) + FLOORS[plain.dtype] * scale
+
+
+def plain_results(model: nn.Module, frame: Tensor, exact: Any) -> list[Tensor]:
+    """What plain PyTorch gives for a whole network: with channels first and with channels last, the worse of the two per output.
+
+    torch's own ops differ in exactness between the two (group norm, say), and in a deep network either error is partly luck.
+    """
+    with torch.no_grad():
+        first, last = tensors(model(frame)), tensors(model(frame.to(memory_format=torch.channels_last)))
+    return [max(pair, key=lambda value, t=truth: error(value, t)) for *pair, truth in zip(first, last, tensors(exact), strict=True)]  # type: ignore[misc]
 
 
 def assert_law(got: Any, plain: Any, exact: Any, where: str = "") -> None:

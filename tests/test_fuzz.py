@@ -7,7 +7,6 @@ Each case is one seed: a network of `networks.RandomNetwork`, four frames of mov
 from __future__ import annotations
 
 import copy
-import functools
 import os
 
 import pytest
@@ -38,10 +37,6 @@ def _unsigned_zeros(executor: Executor) -> list[Tensor]:
     return [value + 0 if value.is_floating_point() else value for value in outputs(executor)]
 
 
-def _error(truth: Tensor, value: Tensor) -> float:
-    return oracle.error(value, truth)
-
-
 def check(seed: int) -> Plan:
     """All that must hold for one network and one video; returns the plan."""
     network = RandomNetwork(seed)
@@ -50,14 +45,7 @@ def check(seed: int) -> Plan:
     with torch.no_grad():
         double = copy.deepcopy(network).double()
         exact = [oracle.tensors(double(frame.double())) for frame in frames]
-        # Plain PyTorch twice, with channels first and with channels last; the worse of the two: torch's own ops (group norm, say)
-        # differ in exactness between them, and steps that run on torch are given maps with channels last.
-        written = [oracle.tensors(network(frame)) for frame in frames]
-        last = [oracle.tensors(network(frame.to(memory_format=torch.channels_last))) for frame in frames]
-    plain = [
-        [max(pair, key=functools.partial(_error, truth)) for *pair, truth in zip(*three, strict=True)]
-        for three in zip(written, last, exact, strict=True)
-    ]
+    plain = [oracle.plain_results(network, frame, truth) for frame, truth in zip(frames, exact, strict=True)]
     torch_run = TorchExecutor(plan, "rms", None)
     module = kernels.native()
     isas = module.usable_isas() if module is not None else []

@@ -1,117 +1,6 @@
 "use strict";
-// The data is `sightline.fields.export.document`, with the picture of `sightline.fields.picture` under "picture". The judging rules and
-// `sizesAt`, `measure`, `put` and `lines` say in JavaScript what diagnosis.py, grids.py and picture.py say in Python.
-const data = JSON.parse(document.getElementById("data").textContent);
-const { nodes, axes, picture } = data;
-const M = picture.metrics;
-const RULES = ["unproductive", "critical", "partial", "small_map"];
-const MARK = { unproductive: "✕", critical: "!", partial: "~", small_map: "▫" };
-const WORDS = { unproductive: "unproductive", critical: "critical", partial: "beyond one axis", small_map: "map smaller than kernel", saturated: "saturated" };
-const AXIS = { 0: [], 1: ["length"], 2: ["height", "width"], 3: ["depth", "height", "width"] }[axes] || data.resolution.map((_, i) => "axis " + i);
-const $ = (id) => document.getElementById(id);
-const state = { size: [...data.diagnosis.resolution], linked: true, folded: new Set(picture.folded), chosen: null, unit: null, table: false, sort: null, down: false, find: "" };
-let now = null; // the diagnosis at state.size
-
-// -- judging ------------------------------------------------------------------------------------------------------------------
-const num = (v) => (v === "inf" ? Infinity : Array.isArray(v) ? v[0] / v[1] : v);
-const product = (list) => list.reduce((a, b) => a * b, 1);
-
-function windowed(n, [kernel, stride, before, after, dilation, transposed, extra], ceil) {
-  if (n < 1) return 0;
-  const extent = dilation * (kernel - 1) + 1, pads = before + after;
-  if (transposed) return Math.max(0, (n - 1) * stride - pads + extent + extra);
-  let size = Math.floor((n + pads - extent + (ceil ? stride - 1 : 0)) / stride) + 1;
-  if (ceil && (size - 1) * stride >= n + before) size -= 1;
-  return Math.max(0, size);
-}
-
-function sizesAt(size) {
-  const out = [];
-  for (const { grid } of nodes) {
-    const before = grid.rule === "sum" ? null : out[grid.of] || data.resolution;
-    if (grid.rule === "input") out.push(size);
-    else if (grid.rule === "none") out.push(null);
-    else if (grid.rule === "fixed") out.push(grid.size);
-    else if (grid.rule === "share") out.push(size.map((r, i) => Math.max(1, Math.floor((2 * r * grid.by[i][0] + grid.by[i][1]) / (2 * grid.by[i][1])))));
-    else if (grid.rule === "same") out.push(before);
-    else if (grid.rule === "times") out.push(before.map((n, i) => (grid.by[i][0] >= grid.by[i][1] ? Math.floor : Math.ceil)((n * grid.by[i][0]) / grid.by[i][1])));
-    else if (grid.rule === "sum") {
-      const parts = grid.of.map((i) => out[i] || data.resolution);
-      out.push(parts[0].map((n, i) => (i === grid.axis ? parts.reduce((sum, part) => sum + part[i], 0) : n)));
-    } else out.push(before.map((n, i) => windowed(n, grid.axes[i], grid.ceil)));
-  }
-  return out;
-}
-const captured = sizesAt(data.resolution);
-
-function judge(size) {
-  const maps = sizesAt(size), rules = {}, macs = [];
-  let total = 0, wasted = 0, params = 0, undecided = 0;
-  nodes.forEach((node, i) => {
-    if (node.hidden) return macs.push(0);
-    const of = node.op === "conv_transpose2d" && node.inputs.length ? node.inputs[0] : i;
-    macs[i] = maps[of] && captured[of] ? Math.floor((node.macs * product(maps[of])) / Math.max(1, product(captured[of]))) : node.macs;
-    total += macs[i];
-    if (!node.judged) return;
-    const before = nodes[node.judged.input], kernel = node.judged.kernel;
-    if (node.status === "unknown" || before.status === "unknown") return void (undecided += 1);
-    const judged = kernel.map((_, a) => a).filter((a) => kernel[a] > 1), map = maps[node.judged.input] || size, found = [];
-    const covers = (key) => judged.every((a) => before.fields[a][key] !== null && num(before.fields[a][key]) >= size[a]);
-    if (covers("min_size")) found.push("unproductive");
-    if (covers("size")) found.push("saturated");
-    const beyond = judged.filter((a) => num(node.fields[a].min_size || 0) > size[a]);
-    if (found[0] !== "unproductive" && beyond.length) found.push(beyond.length === judged.length ? "critical" : "partial");
-    if (judged.some((a) => map[a] < kernel[a])) found.push("small_map");
-    rules[i] = found;
-    if (found[0] === "unproductive") { wasted += macs[i]; params += node.params; }
-  });
-  return { size, maps, rules, macs, total, wasted, params, undecided };
-}
-const worst = (ids) => RULES.find((rule) => ids.some((i) => (now.rules[i] || []).includes(rule))) || "";
-
-// -- words --------------------------------------------------------------------------------------------------------------------
-const words = (v) => (v === null ? "?" : v === "inf" ? "all" : Array.isArray(v) ? v[0] + "/" + v[1] : String(v));
-const shown = (list) => { const w = list.map(words); return new Set(w).size === 1 ? w[0] : w.join(" × "); };
-const along = (node, key) => (axes ? shown(node.fields.map((f) => f[key])) : "–");
-const cut = (text, n) => (text.length > n ? text.slice(0, Math.ceil(n * 0.4) - 1) + "…" + text.slice(text.length - Math.floor(n * 0.6)) : text);
-function amount(v) {
-  for (const [factor, prefix] of [[1e12, " T"], [1e9, " G"], [1e6, " M"], [1e3, " k"]]) if (v >= factor) return Number((v / factor).toPrecision(3)) + prefix;
-  return String(Math.round(v));
-}
-function window_(node) {
-  const rows = node.grid.axes;
-  if (!rows || node.op === "pad") return "";
-  const strides = shown(rows.map((r) => r[1])), dilation = shown(rows.map((r) => r[4]));
-  return " " + rows.map((r) => r[0]).join("×") + (strides === "1" ? "" : " /" + strides) + (dilation === "1" ? "" : " d" + dilation);
-}
-const source = (text) => text.replace(/^.*site-packages\//, "").replace(/^.*\/(?=[^/]*\/[^/]*$)/, "");
-
-function figures(i) {
-  const node = nodes[i], rows = [["operation", node.op.replace(/^act$/, "activation") + window_(node)]];
-  if (node.module && node.module !== node.name) rows.push(["module", node.module]);
-  const map = now.maps[i];
-  rows.push(["map here", map ? map.join(" × ") : "–"], ["as captured", node.shape ? node.shape.join(" × ") : "–"]);
-  rows.push(["field (longest path)", along(node, "size")], ["field (shortest path)", along(node, "min_size")]);
-  rows.push(["step", along(node, "stride")], ["starts at", along(node, "start")]);
-  if (axes && node.fields.some((f) => f.support !== null && f.support < 1)) rows.push(["cells read", shown(node.fields.map((f) => (f.support === null ? null : Math.round(f.support * 100) + " %")))]);
-  rows.push(["status", node.status], ["MACs", amount(now.macs[i]) + (now.macs[i] && now.total ? ` (${((100 * now.macs[i]) / now.total).toPrecision(2)} %)` : "")]);
-  rows.push(["parameters", amount(node.params)]);
-  if (node.source) rows.push(["source", source(node.source)]);
-  if (node.notes.length) rows.push(["notes", node.notes.join("; ")]);
-  return rows;
-}
-function judgement(i) {
-  const node = nodes[i], found = now.rules[i];
-  if (!node.judged) return "";
-  if (!found) return "Not judged: its field is unknown.";
-  const before = nodes[node.judged.input], size = now.size.join(" × "), says = [];
-  if (found.includes("unproductive")) says.push(`Unproductive: what it reads sees ${along(before, "min_size")} already by its shortest path; the input is ${size}.`);
-  else if (found.includes("saturated")) says.push(`Saturated: what it reads sees ${along(before, "size")} by its longest path; the input is ${size}.`);
-  if (found.includes("critical")) says.push(`Critical: even its shortest path sees ${along(node, "min_size")}, more than the input.`);
-  if (found.includes("partial")) says.push(`Beyond one axis: its shortest path sees ${along(node, "min_size")}; the input is ${size}.`);
-  if (found.includes("small_map")) says.push(`Its window (${node.judged.kernel.join(" × ")}) is larger than the map it reads (${(now.maps[node.judged.input] || now.size).join(" × ")}).`);
-  return says.join(" ") || "Productive: it still adds context at this resolution.";
-}
+// What is seen and done; what it is judged by stands in page_rules.js, which comes first. `measure`, `put` and `lines` say in JavaScript
+// what picture.py says in Python.
 
 // -- the picture --------------------------------------------------------------------------------------------------------------
 const NS = "http://www.w3.org/2000/svg";
@@ -242,7 +131,7 @@ function card(box, parent) {
   make("rect", { class: "face", width, height, rx: 7 }, group);
   make("rect", { class: "band", width: 5, height: height - 10, x: 4, y: 5, rx: 2 }, group);
   if (item.children) {
-    make("text", { class: "name", x: 15, y: 18 }, group, "▸ " + cut(item.label, item.repeat ? 16 : 19) + (item.repeat ? ` ×${item.repeat}` : ""));
+    make("text", { class: "name", x: 15, y: 18 }, group, "▸ " + cut(item.label, item.repeat ? 13 : 16) + (item.repeat ? ` ×${item.repeat}` : ""));
     make("g", { class: "tiles" }, group);
   } else make("text", { class: "name", x: 15, y: 18 }, group, cut(item.label, 21));
   make("text", { class: "mark", x: width - 10, y: 18, "text-anchor": "end" }, group);
@@ -298,9 +187,9 @@ function zoom(factor, cx, cy) {
 function fit(whole) {
   const { width, height } = port(), [w, h] = sizes.get("root");
   const across = (width - 24) / w;
-  look.k = Math.min(1.15, whole ? Math.min(across, (height - 56) / h) : Math.max(Math.min(across, 1), 0.45));
+  look.k = Math.min(1.15, whole ? Math.min(across, (height - 20) / h) : Math.max(Math.min(across, 1), 0.45));
   look.x = (width - w * look.k) / 2;
-  look.y = whole ? Math.max(46, (height - h * look.k) / 2) : 46;
+  look.y = whole ? Math.max(10, (height - h * look.k) / 2) : 8;
   move();
 }
 function reveal(id) {
@@ -308,7 +197,7 @@ function reveal(id) {
   if (!box) return;
   const left = box.x * look.k + look.x, top = box.y * look.k + look.y, w = box.width * look.k, h = Math.min(box.height * look.k, height / 2);
   if (left < 10 || left + w > width - 10) look.x += width / 2 - (left + w / 2);
-  if (top < 50 || top + h > height - 20) look.y += height / 2 - (top + h / 2);
+  if (top < 10 || top + h > height - 20) look.y += height / 2 - (top + h / 2);
   move();
 }
 function drawMap() {
@@ -408,13 +297,14 @@ function panel() {
   const [name, rows] = describe(id), parts = [html("h2", { textContent: name })];
   const says = item.children ? "" : judgement(item.nodes[0]);
   if (says) parts.push(html("p", { className: "judgement " + worst(item.nodes), textContent: says }));
+  $("details").replaceChildren(...parts.splice(0));
   parts.push(listed(rows));
   const inside = item.children ? item.nodes.filter((i) => nodes[i].judged) : item.nodes.slice(1);
   if (inside.length) {
     parts.push(html("p", { className: "soft", textContent: item.children ? "Judged layers inside:" : "Followed by:" }));
     parts.push(html("ul", { className: "inside" }, ...inside.map((i) => html("li", {}, item.children ? html("button", { textContent: `${nodes[i].name} ${MARK[worst([i])] || ""}`, onclick: () => go(i) }) : `${nodes[i].name} (${nodes[i].op})`))));
   }
-  $("details").replaceChildren(...parts);
+  $("figures").replaceChildren(...parts);
   if (axes) paint();
 }
 function go(i) {
@@ -465,7 +355,7 @@ function paint() {
   const spans = node.fields.map((_, axis) => spanOf(node, axis, state.unit[axis], base[axis]));
   const pick = (axis) => (axis === null ? [[0, Math.max(4, base[0] / 8)], Math.max(4, base[0] / 8)] : [spans[axis], base[axis]]);
   const [[rows, height], [columns, width]] = planes.map(pick);
-  const reach = (span, size) => (span ? Math.min(Math.max(0, -span[0], span[1] - size), size) : 0);
+  const reach = (span, size) => (span ? Math.min(Math.max(0, -span[0], span[1] - size) * 1.04, 1.6 * size) : 0);
   const marginY = planes[0] === null ? 0 : reach(rows, height), marginX = reach(columns, width), canvas = $("canvas");
   const scale = Math.min(680 / (width + 2 * marginX), 680 / (height + 2 * marginY));
   canvas.width = Math.ceil((width + 2 * marginX) * scale); canvas.height = Math.ceil((height + 2 * marginY) * scale);
@@ -479,13 +369,14 @@ function paint() {
   let says;
   if (spans.some((span) => !span)) says = `Where its units look is ${node.status}${node.notes.length ? ": " + node.notes.at(-1) : ""}.`;
   else {
-    const [u, v] = [x + columns[0] * scale, y + rows[0] * scale], [bw, bh] = [(columns[1] - columns[0]) * scale, (rows[1] - rows[0]) * scale];
+    const within = (value, most) => Math.min(Math.max(value, 3), most - 3), [W, H] = [canvas.width, canvas.height]; // a box that goes on beyond the picture keeps its outline
+    const [u, v] = [within(x + columns[0] * scale, W), within(y + rows[0] * scale, H)], [bw, bh] = [within(x + columns[1] * scale, W) - u, within(y + rows[1] * scale, H) - v];
     pen.fillStyle = "#0009";
     pen.beginPath(); pen.rect(0, 0, canvas.width, canvas.height); pen.rect(u, v, bw, bh); pen.fill("evenodd");
     for (const [colour, line] of [["#000", 5], ["#ffd54a", 2.5]]) { pen.strokeStyle = colour; pen.lineWidth = line; pen.strokeRect(u, v, bw, bh); }
     pen.setLineDash([6, 5]); pen.lineWidth = 1.5; pen.strokeStyle = "#fff"; pen.strokeRect(x, y, w, h); pen.setLineDash([]);
     says = `Unit (${state.unit.join(", ")}) of ${counts.join(" × ")} sees ${spans.map(([lo, hi], a) => `${AXIS[a]} ${lo} to ${hi - 1}`).join(", ")}.`;
-    if (spans.some(([lo, hi], a) => lo < 0 || hi > base[a])) says += " Dashed: the input; beyond it lies padding.";
+    if (spans.some(([lo, hi], a) => lo < 0 || hi > base[a])) says += ` Dashed: the input; beyond it lies padding${Math.max(rows[1] - rows[0] - height - 2 * marginY, columns[1] - columns[0] - width - 2 * marginX) > 0 ? " (the box goes on outside this picture)" : ""}.`;
     if (useTable && base.join() !== now.size.join()) says += ` Shown at the captured size ${base.join(" × ")}, where alone this is known.`;
   }
   $("where").textContent = says;
@@ -522,12 +413,12 @@ if (data.image) load(data.image);
 
 // -- table --------------------------------------------------------------------------------------------------------------------
 const COLUMNS = [
-  ["layer", (i) => nodes[i].name], ["op", (i) => nodes[i].op + window_(nodes[i])],
+  ["layer", (i) => nodes[i].name], ["at this size", (i) => (now.rules[i] || []).map((rule) => WORDS[rule]).join(", "), (i) => { const r = RULES.indexOf(worst([i])); return r < 0 ? 9 : r; }, true], ["op", (i) => nodes[i].op + window_(nodes[i])],
   ["field", (i) => along(nodes[i], "size"), (i) => area(i, "size")], ["shortest", (i) => along(nodes[i], "min_size"), (i) => area(i, "min_size")],
   ["step", (i) => along(nodes[i], "stride"), (i) => area(i, "stride")], ["start", (i) => along(nodes[i], "start"), (i) => (axes ? nodes[i].fields[0].start ?? 1e9 : 0)],
   ["map", (i) => (now.maps[i] ? now.maps[i].join(" × ") : "–"), (i) => (now.maps[i] ? product(now.maps[i]) : -1)],
   ["MACs", (i) => amount(now.macs[i]), (i) => now.macs[i]], ["parameters", (i) => amount(nodes[i].params), (i) => nodes[i].params],
-  ["status", (i) => nodes[i].status], ["at this size", (i) => (now.rules[i] || []).map((rule) => WORDS[rule]).join(", "), (i) => { const r = RULES.indexOf(worst([i])); return r < 0 ? 9 : r; }],
+  ["status", (i) => nodes[i].status],
 ];
 const area = (i, key) => product(nodes[i].fields.map((f) => num(f[key]) ?? 0));
 const matches = (i) => { const node = nodes[i], text = (node.name + " " + node.op + " " + node.module).toLowerCase(); return state.find.split(/\s+/).every((word) => text.includes(word)); };
@@ -540,14 +431,14 @@ function table() {
     rows.sort((a, b) => { const p = key(a), q = key(b); return sign * (typeof p === "string" ? p.localeCompare(q, undefined, { numeric: true }) : p - q) || a - b; });
   }
   $("count").textContent = `${rows.length} of ${nodes.filter((node) => !node.hidden).length} layers`;
-  $("table").tHead.replaceChildren(html("tr", {}, ...COLUMNS.map(([name, , value], k) => {
-    const cell = html("th", { className: value ? "n" : "", scope: "col" }, html("button", { textContent: name, onclick: () => { state.down = state.sort === k && !state.down; state.sort = k; table(); $("table").tHead.querySelectorAll("button")[k].focus(); } }));
+  $("table").tHead.replaceChildren(html("tr", {}, ...COLUMNS.map(([name, , value, words_], k) => {
+    const cell = html("th", { className: value && !words_ ? "n" : "", scope: "col" }, html("button", { textContent: name, onclick: () => { state.down = state.sort === k && !state.down; state.sort = k; table(); $("table").tHead.querySelectorAll("button")[k].focus(); } }));
     cell.setAttribute("aria-sort", state.sort === k ? (state.down ? "descending" : "ascending") : "none");
     return cell;
   })));
   $("table").tBodies[0].replaceChildren(...rows.map((i) => {
     const rule = worst([i]), row = html("tr", { className: rule ? "marked " + rule : "" });
-    COLUMNS.forEach(([, text, value], k) => row.append(html("td", { className: value ? "n" : "" }, k ? text(i) : html("button", { textContent: text(i), onclick: () => go(i) }))));
+    COLUMNS.forEach(([, text, value, words_], k) => row.append(html("td", { className: value && !words_ ? "n" : "" }, k ? text(i) : html("button", { textContent: text(i), onclick: () => go(i) }))));
     return row;
   }));
 }
@@ -647,7 +538,7 @@ function foldTo(which) {
 }
 
 function wire() {
-  const net = $("net"), defs = make("defs", {}, null), arrow = make("marker", { id: "arrow", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 6, markerHeight: 6, orient: "auto" }, defs);
+  const net = $("net"), defs = make("defs", {}, null), arrow = make("marker", { id: "arrow", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 8, markerHeight: 8, markerUnits: "userSpaceOnUse", orient: "auto" }, defs);
   make("path", { d: "M0,0.8L8,4L0,7.2z" }, arrow);
   net.prepend(defs);
   const pointers = new Map();

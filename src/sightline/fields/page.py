@@ -3,7 +3,7 @@
 The page judges the network again, at whatever resolution its sliders say, from the report's plain data; see `export.document`.
 
 What belongs here: putting data, style and script into one file. What does not: where things stand (`picture.py`), how they look
-(`page.css`), what they do (`page.js`).
+(`page.css`), how layers are judged (`page_rules.js`), what happens on the page (`page.js`).
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
     from sightline.fields.report import Report
 
+_PARTS = {"style": "page.css", "rules": "page_rules.js", "script": "page.js"}
 _WIDEST = 960  # pixels of an embedded picture: enough for a panel, small enough for a page
 Image = str | Path | np.ndarray[Any, Any]
 
 
-def render(report: Report, resolution: int | Sequence[int] | None = None, *, image: Image | None = None) -> str:
+def render(report: Report, resolution: int | Sequence[int] | None = None, *, image: Image | None = None, name: str | None = None) -> str:
     """Write a report as one self-contained interactive HTML page.
 
     The page shows the network as a graph (zoom, search, groups that fold) or a table, coloured by diagnosis at the resolution that its
@@ -41,6 +42,8 @@ def render(report: Report, resolution: int | Sequence[int] | None = None, *, ima
         report: from `sightline.analyze`.
         resolution: where the sliders stand at first: an int, or one size per axis; None: as captured.
         image: a picture to draw boxes on, embedded in the page: a file, or an array (h, w, 3) of uint8; None: a neutral grid.
+
+        name: of the network, as the title shows it; None: as captured.
 
     Returns:
         The page as text, to be written as UTF-8.
@@ -54,9 +57,9 @@ def render(report: Report, resolution: int | Sequence[int] | None = None, *, ima
     data["picture"] = picture.arrange(data).plain()
     if image is not None:
         data["image"] = _embedded(image)
-    parts = {"title": html.escape(f"Receptive fields of {report.name}"), "data": _json(data)}
+    parts = {"title": html.escape(f"Receptive fields of {name or report.name}"), "data": _json(data)}
     folder = resources.files("sightline.fields")
-    parts |= {name: folder.joinpath(file).read_text(encoding="utf-8") for name, file in (("style", "page.css"), ("script", "page.js"))}
+    parts |= {name: folder.joinpath(file).read_text(encoding="utf-8") for name, file in _PARTS.items()}
     page = folder.joinpath("page.html").read_text(encoding="utf-8")
     pieces = page.split("{{")  # not one replacement after another: what was put in is never looked at again
     return pieces[0] + "".join(parts[name] + rest for name, _, rest in (piece.partition("}}") for piece in pieces[1:]))

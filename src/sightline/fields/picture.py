@@ -20,13 +20,13 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sightline.graph.ir import ACTIVATIONS
+
 CARD_WIDTH, CARD_HEIGHT = 196, 44
 METRICS = {"width": CARD_WIDTH, "height": CARD_HEIGHT, "row": 26, "column": 26, "lane": 10, "pad": 12, "head": 26}
 """Lengths in pixels: of a card, between rows, between columns, of a lane, around the inside of a group, of its header."""
 
-_FOLLOWERS = frozenset(
-    "affine relu clamp leaky_relu prelu silu hardswish sigmoid hardsigmoid gelu gelu_tanh tanh elu mish identity scalar layer_norm".split()
-)
+_FOLLOWERS = frozenset({"affine", "identity", "layer_norm", "scalar", *ACTIVATIONS})
 _LONGEST_BLOCK = 48  # cards of one repeated block, where they are found by the sequence of operations
 _MOST_CARDS = 90  # that are shown at first, if folding can help it
 
@@ -107,10 +107,10 @@ def arrange(document: dict[str, Any]) -> Picture:
     """
     nodes = document["nodes"]
     cards, edges = _cards(document)
-    counter = iter(range(len(nodes) * 4 + 4))
+    maker = _Groups({(int(a[1:]), int(b[1:])) for a, b in edges})
     paths = _paths(nodes)
-    children = _nested([(card, paths[card.nodes[0]]) for card in cards], 0, counter)
-    root = Item("root", [node for card in cards for node in card.nodes], document["name"], "", children=_repeats(children, counter))
+    children = maker.repeats(maker.nested([(card, paths[card.nodes[0]]) for card in cards], 0))
+    root = Item("root", [node for card in cards for node in card.nodes], document["name"], "", children=children)
     while len(root.children) == 1 and root.children[0].children:  # a wrapper around everything says nothing
         root.children = root.children[0].children
     _arrange(root, edges)
@@ -133,11 +133,11 @@ def _cards(document: dict[str, Any]) -> tuple[list[Item], list[tuple[str, str]]]
         before = [source for source in dict.fromkeys(node["inputs"]) if not nodes[source]["hidden"]]
         head = card_of.get(before[0]) if len(before) == 1 else None
         alone = head is not None and len(readers[before[0]]) == 1 and before[0] not in document["outputs"]
-        if head is not None and alone and node["op"] in _FOLLOWERS and nodes[head.nodes[0]]["op"] != "input":
-            if paths[head.nodes[0]] == paths[number]:
-                head.nodes.append(number)
-                card_of[number] = head
-                continue
+        follows = alone and node["op"] in _FOLLOWERS and nodes[before[0]]["op"] != "input"
+        if head is not None and follows and paths[head.nodes[0]] == paths[number]:
+            head.nodes.append(number)
+            card_of[number] = head
+            continue
         card = Item(f"n{number}", [number], _tail(node["name"]), node["name"])
         card_of[number] = card
         cards.append(card)
@@ -181,76 +181,106 @@ def _tail(path: str) -> str:
 # -- groups -----------------------------------------------------------------------------------------------------------------------
 
 
-def _nested(cards: Sequence[tuple[Item, tuple[str, ...]]], depth: int, counter: Any) -> list[Item]:
-    """Cards that follow each other in one module become a group, module by module."""
-    result: list[Item] = []
-    start = 0
-    while start < len(cards):
-        card, path = cards[start]
-        if len(path) <= depth:
-            result.append(card)
-            start += 1
-            continue
-        end = start
-        while end < len(cards) and cards[end][1][: depth + 1] == path[: depth + 1]:
-            end += 1
-        inside = _repeats(_nested(cards[start:end], depth + 1, counter), counter)
-        full = ".".join(path[: depth + 1])
-        if len(inside) == 1:  # a group of one says nothing; but one of alike blocks takes the module's name
-            only = inside[0]
-            if only.children:
-                only.label, only.path = _tail(full), full
-            result.append(only)
+class _Groups:
+    """Makes groups out of cards.
+
+    Args:
+        edges: pairs of cards, by the numbers of their first nodes.
+    """
+
+    def __init__(self, edges: Collection[tuple[int, int]]) -> None:
+        self._readers: dict[int, set[int]] = {}
+        for source, target in edges:
+            self._readers.setdefault(source, set()).add(target)
+        self._made = 0
+
+    def nested(self, cards: Sequence[tuple[Item, tuple[str, ...]]], depth: int) -> list[Item]:
+        """Cards that follow each other in one module become a group, module by module."""
+        result: list[Item] = []
+        start = 0
+        while start < len(cards):
+            card, path = cards[start]
+            if len(path) <= depth:
+                result.append(card)
+                start += 1
+                continue
+            end = start
+            while end < len(cards) and cards[end][1][: depth + 1] == path[: depth + 1]:
+                end += 1
+            inside = self.repeats(self.nested(cards[start:end], depth + 1))
+            full = ".".join(path[: depth + 1])
+            result.append(self._alone(inside[0], full, depth) if len(inside) == 1 else self._group(inside, full))
+            start = end
+        return result
+
+    @staticmethod
+    def _alone(only: Item, path: str, depth: int) -> Item:
+        """A group of one says nothing; but what stands alone in a module takes the module's name."""
+        if only.children:
+            only.label, only.path = _tail(path), path
         else:
-            result.append(_group(inside, full, counter))
-        start = end
-    return result
+            own = ".".join(only.path.split(".")[depth:])
+            only.label = only.label if own[:1].isdecimal() else own
+        return only
+
+    def _group(self, children: list[Item], path: str, *, repeat: int = 0, label: str = "") -> Item:
+        signature = tuple(child.signature for child in children)
+        nodes = [node for child in children for node in child.nodes]
+        self._made += 1
+        return Item(f"g{self._made}", nodes, label or _tail(path), path, signature, children, repeat=repeat)
+
+    def repeats(self, items: list[Item]) -> list[Item]:
+        """Put stretches that repeat right behind each other, each reading the one before, into groups of their own."""
+        result: list[Item] = []
+        start = 0
+        while start < len(items):
+            period, count = self._longest_run(items, start)
+            if count < 2:
+                result.append(items[start])
+                start += 1
+                continue
+            blocks = []
+            for number in range(count):
+                block = items[start + number * period : start + (number + 1) * period]
+                label = f"block {number + 1}: from {block[0].label}"
+                blocks.append(self._group(block, block[0].path, label=label) if period > 1 else block[0])
+            last = blocks[-1].children[0] if period > 1 else blocks[-1]
+            label = _from_to(items[start].label, last.label)
+            result.append(self._group(blocks, _from_to(blocks[0].path, last.path), repeat=count, label=label))
+            start += period * count
+        return result
+
+    def _longest_run(self, items: Sequence[Item], start: int) -> tuple[int, int]:
+        """Length of the block that repeats from here on, and how often; the one that covers most, the shortest of those."""
+        near = items[start : start + 12 * _LONGEST_BLOCK]
+        signatures = [item.signature for item in near]
+        best = (1, 1)
+        for period in range(1, min(_LONGEST_BLOCK, len(near) // 2) + 1):
+            if not near[0].children and len(set(map(repr, signatures[:period]))) == 1:  # a row of equal cards is no block
+                continue
+            count = 1
+            while signatures[count * period : (count + 1) * period] == signatures[:period] and self._reads(
+                near[(count - 1) * period : count * period], near[count * period : (count + 1) * period]
+            ):
+                count += 1
+            if count > 1 and count * period > best[0] * best[1]:
+                best = (period, count)
+        return best
+
+    def _reads(self, before: Sequence[Item], behind: Sequence[Item]) -> bool:
+        """Whether something in a block reads something in the block before it."""
+        inside = {node for item in behind for node in item.nodes}
+        return any(self._readers.get(node, set()) & inside for item in before for node in item.nodes)
 
 
-def _group(children: list[Item], path: str, counter: Any, *, repeat: int = 0, label: str = "") -> Item:
-    signature = tuple(child.signature for child in children)
-    nodes = [node for child in children for node in child.nodes]
-    return Item(f"g{next(counter)}", nodes, label or _tail(path), path, signature, children, repeat=repeat)
-
-
-def _repeats(items: list[Item], counter: Any) -> list[Item]:
-    """Put stretches that repeat right behind each other into groups of their own."""
-    result: list[Item] = []
-    start = 0
-    while start < len(items):
-        period, count = _longest_run(items, start)
-        if count < 2:
-            result.append(items[start])
-            start += 1
-            continue
-        blocks = []
-        for number in range(count):
-            block = items[start + number * period : start + (number + 1) * period]
-            if period > 1:
-                blocks.append(_group(block, block[0].path, counter, label=f"block {number + 1}: from {block[0].label}"))
-            else:
-                blocks.append(block[0])
-        label = f"{items[start].label} … {blocks[-1].children[0].label if period > 1 else blocks[-1].label}"
-        path = f"{blocks[0].path} … {blocks[-1].path}"
-        result.append(_group(blocks, path, counter, repeat=count, label=label))
-        start += period * count
-    return result
-
-
-def _longest_run(items: Sequence[Item], start: int) -> tuple[int, int]:
-    """Length of the block that repeats from here on, and how often; the one that covers most, the shortest of those."""
-    signatures = [item.signature for item in items[start : start + 12 * _LONGEST_BLOCK]]
-    best = (1, 1)
-    for period in range(1, min(_LONGEST_BLOCK, len(signatures) // 2) + 1):
-        block = signatures[:period]
-        if not items[start].children and len(set(map(repr, block))) == 1:  # a row of equal cards is no block
-            continue
-        count = 1
-        while signatures[count * period : (count + 1) * period] == block:
-            count += 1
-        if count > 1 and count * period > best[0] * best[1]:
-            best = (period, count)
-    return best
+def _from_to(first: str, last: str) -> str:
+    """Names of the first and the last, short: layer3.1–5."""
+    if first == last:
+        return first
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    while same and first[same - 1].isdecimal():
+        same -= 1
+    return f"{first}–{last[same:]}" if same else f"{first} – {last}"
 
 
 def _folded(root: Item) -> set[str]:

@@ -11,7 +11,6 @@ What belongs here: the comparison, and strips. What does not: computing fields (
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, cast
@@ -138,7 +137,7 @@ class Strip:
 
     def __init__(self, report: Report, axis: int, length: int) -> None:
         self.axis = axis
-        self.ignore_gates = report.ignore_gates
+        self.gates = gates(report)
         self.captured = length == report.resolution[axis]
         self.x = torch.ones(1, 1, length, dtype=torch.float64, requires_grad=True)
         self.values: dict[Node, Tensor | None] = {}
@@ -154,12 +153,13 @@ class Strip:
             raise _NoStripError
         return run(self, node, inputs)
 
-    def span(self, node: Node, unit: int) -> tuple[int, int]:
-        """Cells with a gradient from one unit, half-open; (0, 0) if there are none."""
+    def span(self, node: Node, unit: int | None) -> tuple[int, int]:
+        """Cells with a gradient from one unit, or from all, half-open; (0, 0) if there are none."""
         value = self.values[node]
         if value is None:
             return 0, 0
-        (gradient,) = torch.autograd.grad(value[0, 0, min(unit, value.shape[2] - 1)], self.x, retain_graph=True)
+        part = value.sum() if unit is None else value[0, 0, min(unit, value.shape[2] - 1)]
+        (gradient,) = torch.autograd.grad(part, self.x, retain_graph=True)
         cells = gradient[0, 0].nonzero()
         return (int(cells[0]), int(cells[-1]) + 1) if len(cells) else (0, 0)
 
@@ -207,9 +207,8 @@ def _adaptive(strip: Strip, node: Node, inputs: Sequence[Tensor | None]) -> Tens
 
 def _sum(strip: Strip, node: Node, inputs: Sequence[Tensor | None]) -> Tensor | None:
     present = [value for value in inputs if value is not None]
-    areas = [math.prod((operand.shape or ())[2:]) for operand in node.inputs]
-    if strip.ignore_gates and node.op in {"mul", "div"} and len(present) == 2 and areas[0] != areas[1] and 1 in areas:
-        return inputs[areas.index(max(areas))]
+    if node in strip.gates and len(present) == 2:
+        return inputs[1 - strip.gates[node]]
     total = present[0]
     for value in present[1:]:
         total = total + value
@@ -291,7 +290,11 @@ def _check_strips(report: Report, layers: Sequence[LayerField]) -> dict[str, Che
             if own.status == "unknown" or value is None:
                 continue
             for unit in _units(own, value.shape[2]):
-                reported[layer.name].append(_predicted(own, unit, length, captured=strip.captured))
+                if own.status == "global":
+                    said: tuple[float, float] = whole(strip.span(nodes[layer.name], None), length)
+                else:
+                    said = _predicted(own, unit, length, captured=strip.captured)
+                reported[layer.name].append(said)
                 measured[layer.name].append(strip.span(nodes[layer.name], unit))
     result = {}
     for layer in layers:
@@ -330,14 +333,29 @@ def _units(own: AxisField, count: int) -> Iterator[int]:
 
 
 def _predicted(own: AxisField, unit: int, length: int, *, captured: bool) -> tuple[float, float]:
-    if own.status == "global":
-        return 0, length
     if own.units is None:
         return 0, 0
     lo, hi = own.units.box(unit)
     if captured:
         return min(max(lo, 0), length), max(min(hi, length), 0)
     return lo, hi
+
+
+def whole(reach: tuple[float, float], length: int) -> tuple[float, float]:
+    """All that a layer can see by any of its units; strides may leave cells at the end that nothing reads."""
+    return reach if reach[1] - reach[0] > length // 2 else (0, length)
+
+
+def gates(report: Report) -> dict[Node, int]:
+    """Products of which one operand was left out as a gate, with the number of that operand."""
+    found: dict[Node, int] = {}
+    for node in report.graph.nodes if report.ignore_gates else ():
+        if node.op in {"mul", "div"} and len(node.inputs) == 2:
+            layers = [report.layers.get(operand.name) for operand in node.inputs]
+            everything = [layer is not None and all(axis.status == "global" for axis in layer.axes) for layer in layers]
+            if sum(everything) == 1 and None not in layers:
+                found[node] = everything.index(True)
+    return found
 
 
 def clipped_box(layer: LayerField, unit: Sequence[int], extent: Sequence[int]) -> tuple[tuple[float, float], ...]:

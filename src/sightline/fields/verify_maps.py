@@ -8,7 +8,8 @@ What belongs here: stand-ins on whole tensors. What does not: strips and the rep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +42,7 @@ def check_maps(report: Report, layers: Sequence[LayerField]) -> dict[str, Check]
     Returns:
         One check per layer.
     """
-    from sightline.fields.verify import Check, clipped_box
+    from sightline.fields.verify import Check, clipped_box, whole
 
     values, reasons, x = _run(report)
     nodes = {node.name: node for node in report.graph.nodes}
@@ -52,22 +53,36 @@ def check_maps(report: Report, layers: Sequence[LayerField]) -> dict[str, Check]
             reason = reasons.get(nodes[layer.name], f"its field is {layer.status}" if layer.status != "exact" else "it depends on nothing")
             result[layer.name] = Check(layer.name, "unchecked", reason=reason)
             continue
-        unit, part = _middle(value, layer, report)
-        if unit is None:
-            result[layer.name] = Check(layer.name, "unchecked", reason="not a map, and not global")
-            continue
-        said, found = clipped_box(layer, unit, report.resolution), _spans(part, x)
-        result[layer.name] = Check(layer.name, "agrees" if said == found else "differs", said, found, "on whole maps")
+        tries = []
+        for unit, part in _middles(value, layer):
+            found = _spans(part, x)
+            said = list(clipped_box(layer, unit, report.resolution))
+            for number, axis in enumerate(layer.axes):
+                if axis.status == "global":
+                    said[number] = whole(_spans(value, x)[number], report.resolution[number])
+            tries.append(Check(layer.name, "agrees" if tuple(said) == found else "differs", tuple(said), found, "on whole maps"))
+        best = next((check for check in tries if check.outcome == "agrees"), tries[0] if tries else None)
+        result[layer.name] = best or Check(layer.name, "unchecked", reason="neither a map nor a row of tokens")
     return result
 
 
-def _middle(value: Tensor, layer: LayerField, report: Report) -> tuple[tuple[int, ...] | None, Tensor]:
-    if value.dim() == report.axes + 2 and all(axis.units is None or axis.count == n for axis, n in zip(layer.axes, value.shape[2:], strict=True)):
-        unit = tuple(size // 2 for size in value.shape[2:])
-        return unit, value[(0, slice(None), *unit)]
-    if layer.status == "global" and all(axis.status == "global" for axis in layer.axes):
-        return (0,) * report.axes, value[0]
-    return None, value
+def _middles(value: Tensor, layer: LayerField) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """The unit in the middle, with its elements: of a map, of one with channels last, of tokens; whichever the sizes allow."""
+    axes = len(layer.axes)
+    counts = tuple(axis.count if axis.units is not None else None for axis in layer.axes)
+    if value.dim() == axes + 2:
+        for places, first in ((value.shape[2:], 2), (value.shape[1:-1], 1)):
+            if all(count in {None, size} for count, size in zip(counts, places, strict=True)):
+                unit = tuple(size // 2 for size in places)
+                yield unit, value[(0, slice(None), *unit) if first == 2 else (0, *unit)]
+    elif None not in counts and value.dim() == 3 and value.shape[1] == math.prod(axis.count for axis in layer.axes):
+        unit = tuple(axis.count // 2 for axis in layer.axes)
+        place = 0
+        for axis, position in zip(layer.axes, unit, strict=True):
+            place = place * axis.count + position
+        yield unit, value[0, place]
+    elif all(axis.status == "global" for axis in layer.axes):
+        yield (0,) * axes, value[(0,) * (value.dim() - 1)]
 
 
 def _spans(part: Tensor, x: Tensor) -> tuple[tuple[float, float], ...]:
@@ -81,6 +96,9 @@ def _spans(part: Tensor, x: Tensor) -> tuple[tuple[float, float], ...]:
 
 def _run(report: Report) -> tuple[dict[Node, Any], dict[Node, str], Tensor]:
     x = torch.ones(report.input_shape, dtype=torch.float64, requires_grad=True)
+    from sightline.fields.verify import gates
+
+    left_out = gates(report)
     values: dict[Node, Any] = {}
     reasons: dict[Node, str] = {}
     for node in report.graph.nodes:
@@ -95,7 +113,10 @@ def _run(report: Report) -> tuple[dict[Node, Any], dict[Node, str], Tensor]:
             try:
                 if behind:
                     raise _NoStandInError(behind)  # noqa: TRY301 - one way out for both
-                values[node] = _value(node, [values[operand] for operand in node.inputs], ignore_gates=report.ignore_gates)
+                inputs = [values[operand] for operand in node.inputs]
+                if node in left_out:
+                    inputs[left_out[node]] = torch.zeros_like(inputs[left_out[node]]).detach()
+                values[node] = _value(node, inputs, ignore_gates=report.ignore_gates)
             except _NoStandInError as error:
                 reasons[node] = str(error)
             except (RuntimeError, TypeError, KeyError, IndexError) as error:
@@ -109,8 +130,6 @@ def _value(node: Node, inputs: list[Any], *, ignore_gates: bool) -> Any:
         return _constant(node)
     if name in {"group_norm", "native_group_norm", "instance_norm"} and ignore_gates:
         return inputs[0]
-    if name in {"mul", "div"} and ignore_gates and len(inputs) == 2:
-        inputs = _without_gate(inputs)
     stand = _STANDS.get(name)
     if stand is not None:
         return stand(node, inputs)
@@ -127,16 +146,6 @@ def _constant(node: Node) -> Tensor:
     return torch.ones(node.shape, dtype=torch.float64)
 
 
-def _without_gate(inputs: list[Any]) -> list[Any]:
-    first, second = inputs
-    if isinstance(first, Tensor) and isinstance(second, Tensor) and first.dim() == second.dim() == 4:
-        areas = [value.shape[2] * value.shape[3] for value in inputs]
-        if areas[0] != areas[1] and 1 in areas:
-            gate = areas.index(1)
-            return [torch.zeros_like(value).detach() if index == gate else value for index, value in enumerate(inputs)]
-    return inputs
-
-
 def _sum(_: Node, inputs: list[Any]) -> Tensor:
     total = 0
     for value in inputs:
@@ -149,12 +158,19 @@ def _first(_: Node, inputs: list[Any]) -> Any:
     return inputs[0]
 
 
-def _spread(x: Tensor, size: int) -> Tensor:
-    return x.expand(*x.shape[:1], size, *x.shape[2:])
+def _plain_conv(node: Node, inputs: list[Any]) -> Any:
+    """Convolutions without a canonical op, with equal weights."""
+    x, weight, *bias = inputs
+    if weight.requires_grad:
+        raise _NoStandInError(f"{node.name}: weights that depend on the input")
+    ones = torch.full(weight.shape, 1 / weight[0].numel(), dtype=torch.float64)
+    return rule_of(node).run(node, [x, ones, *(torch.zeros(b.shape, dtype=torch.float64) for b in bias)])
 
 
-def _conv(node: Node, inputs: list[Any]) -> Tensor:
+def _conv(node: Node, inputs: list[Any]) -> Any:
     """Every group from the mean of its channels, weights equal."""
+    if node.op == "torch":
+        return _plain_conv(node, inputs)
     x, groups = inputs[0], node.attrs["groups"]
     n, c, h, w = x.shape
     folded = x.reshape(n, groups, c // groups, h, w).mean(2)
@@ -260,4 +276,5 @@ _STANDS: dict[str, Stand] = {
     **dict.fromkeys(("matmul", "mm", "bmm"), _matmul),
     **dict.fromkeys(("addmm", "baddbmm"), _addmm),
     "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(("conv1d", "conv3d", "conv_transpose1d", "conv_transpose3d", "convolution"), _plain_conv),
 }
