@@ -105,8 +105,10 @@ sanitize: $(STAMP)-test
 	VENV=$(VENV) scripts/sanitize.sh address
 	VENV=$(VENV) scripts/sanitize.sh thread
 
-# The property tests alone, with many more examples each.
+# Random networks on random videos (N of them), and the property tests with many more examples each.
+N ?= 2000
 fuzz: $(STAMP)-test $(NATIVE)
+	SIGHTLINE_FUZZ=$(N) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow tests/test_fuzz.py
 	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n $(WORKERS) -m hypothesis $(TESTS)
 
 wheel: $(STAMP)-base

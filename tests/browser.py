@@ -158,7 +158,7 @@ def browser(folder: Path) -> Iterator[Page]:
     plan: list[Any] = [(os.POSIX_SPAWN_DUP2, high[0], 3), (os.POSIX_SPAWN_DUP2, high[1], 4)]
     plan += [
         (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-        (os.POSIX_SPAWN_OPEN, 2, str(folder / "chromium.log"), os.O_WRONLY | os.O_CREAT, 0o600),
+        (os.POSIX_SPAWN_OPEN, 2, log, os.O_WRONLY | os.O_CREAT, 0o600),
     ]
     arguments = [program, *_FLAGS, f"--user-data-dir={folder / 'profile'}"]
     process = os.posix_spawn(program, arguments, {**os.environ, "HOME": str(folder)}, file_actions=plan, setpgroup=0)

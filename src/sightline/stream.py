@@ -147,7 +147,7 @@ class Stream:
             raise DTypeError(f"`dtype` must be a floating-point type or None; got {dtype}.")
         self._model = model
         self._default: float | Mapping[str, float] = threshold if isinstance(threshold, Mapping) else _threshold("threshold", threshold)
-        self._input_threshold, self._input_absolute = _parse_input_threshold(input_threshold)
+        self._input_threshold, suffix = _parse_input_threshold(input_threshold)
         self._norm, self._noise, self._backend, self._dtype = norm, noise, backend, dtype
         self._lock = threading.RLock()
         self._signature: _Signature | None = None
@@ -160,8 +160,9 @@ class Stream:
         self._input_shown: float | None = None  # what the mapping shows for an absolute `input_threshold`
         self._seen_version = -1
         self.thresholds = Thresholds(unit=threshold.unit if isinstance(threshold, Thresholds) else threshold_unit)
-        if self.thresholds.unit == "absolute":
-            self._input_absolute = False  # the same unit as all others
+        if suffix == "std" and self.thresholds.unit == "absolute":
+            raise ValueError(f"`input_threshold` is {input_threshold!r}, but the thresholds are absolute; give a plain number.")
+        self._input_absolute = suffix == "abs" and self.thresholds.unit != "absolute"  # else: the same unit as all others
         self.stats = Stats()
         if example is not None:
             self._prepare(self._checked(example))
@@ -535,9 +536,10 @@ def _threshold(name: str, value: float) -> float:
     return float(value)
 
 
-def _parse_input_threshold(value: float | str | None) -> tuple[float | None, bool]:
+def _parse_input_threshold(value: float | str | None) -> tuple[float | None, str]:
+    """(number, suffix): the suffix is "abs", "std" or ""."""
     if value is None:
-        return None, False
+        return None, ""
     if isinstance(value, str):
         match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(abs|std)?\s*", value)
         try:
@@ -546,5 +548,5 @@ def _parse_input_threshold(value: float | str | None) -> tuple[float | None, boo
             number = None
         if match is None or number is None:
             raise ValueError(f"`input_threshold` must be a number or a string like '15abs'; got {value!r}.")
-        return _threshold("input_threshold", number), match[2] == "abs"
-    return _threshold("input_threshold", value), False
+        return _threshold("input_threshold", number), match[2] or ""
+    return _threshold("input_threshold", value), ""

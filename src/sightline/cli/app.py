@@ -161,6 +161,54 @@ def demo_command(
     _finish(interrupted)
 
 
+@app.command(
+    "fields",
+    epilog="Example: sightline fields torchvision:resnet18 --res 32 --html resnet18.html --max-unproductive 0 --max-wasted-macs 10%",
+)
+def fields_command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="torchvision:NAME, timm:NAME, path.py:callable, file.pt2 or file.onnx.")],
+    res: Annotated[
+        str | None, typer.Option(metavar="32|HxW", help="Input resolution to judge at, height first. Default: as captured.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="As for stream; only --effective looks at them.")] = None,
+    input_shape: Annotated[
+        str | None, typer.Option(metavar="NxCxHxW", help="Input to capture with. Default: the model's own, or 1x3x224x224.")
+    ] = None,
+    ignore_gates: Annotated[bool, typer.Option("--ignore-gates", help="Leave squeeze-excite gates out of the fields.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Interactive page to write, one self-contained file.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Picture for --html and --effective to draw on.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON on standard output instead of the table.")] = False,
+    dot: Annotated[bool, typer.Option("--dot", help="Graphviz on standard output instead of the table.")] = False,
+    svg: Annotated[bool, typer.Option("--svg", help="A drawing on standard output instead of the table.")] = False,
+    effective: Annotated[
+        str | None, typer.Option(metavar="LAYER", help="Measure the effective field of this layer, on --image or on noise.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Picture of the effective field to write.")] = None,
+    max_unproductive: Annotated[int | None, typer.Option(min=0, help="Leave with 1 if more layers are unproductive.")] = None,
+    max_critical: Annotated[int | None, typer.Option(min=0, help="Leave with 1 if more layers are critical.")] = None,
+    max_unknown: Annotated[int | None, typer.Option(min=0, help="Leave with 1 if more layers cannot be judged.")] = None,
+    max_wasted_macs: Annotated[str | None, typer.Option(metavar="10%", help="Leave with 1 if unproductive layers take more.")] = None,
+    max_wasted_params: Annotated[str | None, typer.Option(metavar="10%", help="Leave with 1 if unproductive layers hold more.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No table.")] = False,
+) -> None:
+    """Show what every layer of a network can see, and which layers do not pay at a resolution."""
+    from sightline.cli import fields
+
+    options = fields.FieldsOptions(
+        model=model, weights=weights, res=res, input_shape=input_shape, ignore_gates=ignore_gates, html=html, image=image, json=json,
+        dot=dot, svg=svg, effective=effective, png=png, max_unproductive=max_unproductive, max_critical=max_critical,
+        max_unknown=max_unknown, max_wasted_macs=max_wasted_macs, max_wasted_params=max_wasted_params, quiet=quiet,
+    )  # fmt: skip
+    try:
+        request = fields.make_request(options)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    with plain_errors():
+        kept = fields.run(request)
+    if not kept:
+        raise typer.Exit(1)
+
+
 @app.command("doctor", epilog="Example: sightline doctor --json")
 def doctor_command(
     json: Annotated[bool, typer.Option("--json", help="JSON on standard output instead of tables.")] = False,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sightline.errors import CaptureError, ShapeError
 from sightline.fields.opaque import arguments, call_name
 from sightline.graph.ir import Graph, Node
-from sightline.graph.rules import rule_of
+from sightline.graph.rules import rule_of, windows
 
 if TYPE_CHECKING:
     from sightline.fields.suggest import Suggestion
@@ -177,7 +177,7 @@ class _Builder:
         self.table: dict[Node, Node] = {}
         self.nodes: list[Node] = []
         self.resized: list[Edit] = []
-        self._values: dict[Node, Any] = {}
+        self._several: dict[Node, Any] = {}
         self._resolution = resolution
         self._origin = origin
         self._cut = cut
@@ -187,10 +187,10 @@ class _Builder:
         attrs = dict(node.attrs)
         if node.op == "input":
             shape = (*(node.shape or ())[:2], *self._resolution) if node.name == self._origin else node.shape or ()
-            self._enter(node, replace(node, shape=shape), torch.empty(shape, dtype=node.dtype, device="meta"))
+            self._enter(node, replace(node, shape=shape))
             return
         if node.op == "constant":
-            self._enter(node, node, attrs["value"])
+            self._enter(node, node)
             return
         inputs = [self.table[operand] for operand in node.inputs]
         if edit is not None:
@@ -199,14 +199,18 @@ class _Builder:
         if self._cut:
             self._fit(fresh)
         try:
-            value = rule_of(fresh).run(fresh, [self._values[operand] for operand in inputs])
+            result = _shape(fresh)
+            if result is None:
+                value = rule_of(fresh).run(fresh, [self._value(operand) for operand in inputs])
+                result = tuple(value.shape) if isinstance(value, Tensor) else None
+                if result is None:
+                    self._several[fresh] = value
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
             raise ShapeError(f"edits: {node.name} cannot be run after them: {str(error).partition(chr(10))[0]}") from error
-        if isinstance(value, Tensor):
-            if value.numel() == 0 or (node.shape is not None and value.dim() != len(node.shape)):
-                raise ShapeError(f"edits: {node.name} gets an empty map")
-            fresh.shape = tuple(value.shape)
-        self._enter(node, fresh, value)
+        if result is not None and (0 in result or (node.shape is not None and len(result) != len(node.shape))):
+            raise ShapeError(f"edits: {node.name} gets an empty map")
+        fresh.shape = result
+        self._enter(node, fresh)
 
     def add_pool(self, node: Node, edit: Edit) -> None:
         """A 2 x 2 max pool behind a node that was added."""
@@ -216,37 +220,63 @@ class _Builder:
             raise ShapeError(f"edits: the map behind {edit.layers[0]} is too small for a pool")
         attrs = {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0, 0, 0), "dilation": (1, 1), "ceil_mode": False}
         pool = Node(f"{edit.layers[0]}.pool", "max_pool2d", [before], attrs, (n, c, h // 2, w // 2), before.dtype, edit.layers[0])
-        self._enter(node, pool, torch.empty(pool.shape or (), dtype=before.dtype, device="meta"))
+        self._enter(node, pool)
 
-    def _enter(self, old: Node, new: Node, value: Any) -> None:
+    def _enter(self, old: Node, new: Node) -> None:
         self.table[old] = new
         self.nodes.append(new)
-        self._values[new] = value
+
+    def _value(self, node: Node) -> Any:
+        """Something of the shape of a node's value."""
+        if node.op == "constant":
+            return node.attrs["value"]
+        return self._several[node] if node in self._several else torch.empty(node.shape or (), dtype=node.dtype, device="meta")
 
     def _fit(self, node: Node) -> None:
         """Let a layer behind a cut take the channels that come now."""
-        x = self._values[node.inputs[0]]
+        shape = node.inputs[0].shape or ()
         attrs, wanted = node.attrs, 0
-        if node.op == "linear" and x.shape[-1] != attrs["weight"].shape[1]:
-            wanted = x.shape[-1]
+        if node.op == "linear" and shape[-1] != attrs["weight"].shape[1]:
+            wanted = shape[-1]
             attrs["weight"] = torch.empty(attrs["weight"].shape[0], wanted, device="meta", dtype=attrs["weight"].dtype)
-        elif node.op == "conv2d" and attrs["groups"] == 1 and not attrs["transposed"] and x.shape[1] != attrs["weight"].shape[1]:
-            wanted = x.shape[1]
+        elif node.op == "conv2d" and attrs["groups"] == 1 and not attrs["transposed"] and shape[1] != attrs["weight"].shape[1]:
+            wanted = shape[1]
             out, _, *kernel = attrs["weight"].shape
             attrs["weight"] = torch.empty(out, wanted, *kernel, device="meta", dtype=attrs["weight"].dtype)
-        elif node.op == "affine" and x.shape[1] != attrs["scale"].numel():
-            wanted = x.shape[1]
+        elif node.op == "affine" and shape[1] != attrs["scale"].numel():
+            wanted = shape[1]
             attrs |= {key: torch.empty(wanted, device="meta", dtype=attrs[key].dtype) for key in ("scale", "shift")}
-        elif call_name(node) == "layer_norm" and list(x.shape[-1:]) != list(arguments(node)["normalized_shape"]):
-            wanted = x.shape[-1]
-            size = torch.empty(wanted, device="meta", dtype=x.dtype)
+        elif call_name(node) == "layer_norm" and list(shape[-1:]) != list(arguments(node)["normalized_shape"]):
+            wanted = shape[-1]
+            size = torch.empty(wanted, device="meta", dtype=node.dtype)
             attrs["args"] = (attrs["args"][0], [wanted], *attrs["args"][2:])
             for position, operand in enumerate(node.inputs[1:], start=1):
                 node.inputs[position] = constant = replace(operand, attrs={"value": size}, shape=(wanted,))
                 self.nodes.append(constant)
-                self._values[constant] = size
         if wanted:
             self.resized.append(Edit("resize", (node.name.removesuffix(".layer_norm"),), (wanted,)))
+
+
+def _shape(node: Node) -> tuple[int, ...] | None:
+    """Shape of the result of the common ops, without running them; None for others."""
+    first = node.inputs[0].shape
+    if first is None:
+        return None
+    if node.op in {"act", "affine", "scalar", "identity"}:
+        return first
+    if node.op in {"add", "sub", "mul", "div", "maximum", "minimum"}:
+        shapes = [operand.shape for operand in node.inputs]
+        return first if all(shape == first for shape in shapes) else tuple(torch.broadcast_shapes(*(shape or () for shape in shapes)))
+    if node.op in {"conv2d", "max_pool2d", "avg_pool2d"}:
+        ceil = bool(node.attrs.get("ceil_mode", False))
+        places = tuple(window.out_size(n, ceil_mode=ceil) for window, n in zip(windows(node), first[2:], strict=True))
+        if node.op != "conv2d":
+            return (*first[:2], *places)
+        weight, groups, transposed = node.attrs["weight"].shape, node.attrs["groups"], node.attrs["transposed"]
+        if first[1] != (weight[0] if transposed else weight[1] * groups):
+            raise ShapeError(f"expected {weight[1] * groups} channels, got {first[1]}")
+        return (first[0], weight[1] * groups if transposed else weight[0], *places)
+    return None
 
 
 def _changed(attrs: Mapping[str, Any], edit: Edit) -> dict[str, Any]:

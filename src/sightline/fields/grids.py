@@ -44,12 +44,14 @@ def recipes(graph: Graph, origin: Node) -> list[dict[str, Any]]:
     index = {node: number for number, node in enumerate(graph.nodes)}
     table: list[dict[str, Any]] = []
     base = tuple((origin.shape or ())[2:])
+    sizes: list[Size | None] = []
     for node in graph.nodes:
         recipe: dict[str, Any] = {"rule": "input"} if node is origin else _recipe(node, origin, index, table)
         size = (node.shape or ())[2:]
-        if recipe["rule"] not in {"none", "input"} and _evaluate(recipe, table, base, base) != tuple(size):
+        if recipe["rule"] not in {"none", "input"} and _size(recipe, sizes, base, base) != tuple(size):
             recipe = _share(node, base)
         table.append(recipe)
+        sizes.append(_size(recipe, sizes, base, base))
     return table
 
 
@@ -107,10 +109,6 @@ def size_at(table: Sequence[Recipe], resolution: Size, captured: Size) -> list[S
     for recipe in table:
         sizes.append(_size(recipe, sizes, resolution, captured))
     return sizes
-
-
-def _evaluate(recipe: Recipe, table: Sequence[Recipe], resolution: Size, captured: Size) -> Size | None:
-    return _size(recipe, size_at(table, resolution, captured), resolution, captured)
 
 
 def _size(recipe: Recipe, sizes: Sequence[Size | None], resolution: Size, captured: Size) -> Size | None:

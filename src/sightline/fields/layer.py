@@ -137,10 +137,16 @@ def worst(statuses: Sequence[Status]) -> Status:
 def axis_fields(view: View) -> tuple[AxisField, ...]:
     """The fields of a tensor's elements, one per axis of the input."""
     count = len(view.axes)
-    if len(view.dims) == count + 2 and count:
+    if len(view.dims) == count + 2 and any(_beside_channels(view, axis) for axis in view.axes):
         view = views.mixed(view, [1])  # the unit of a map is all its channels
     view = views.merged(view)
     return tuple(_axis_field(view, number) for number in range(count))
+
+
+def _beside_channels(view: View, axis: views.AxisView) -> bool:
+    """Whether places of an axis stand in dimension 1 and elsewhere (shuffled pixels); all in dimension 1 are rows, channels last."""
+    used = {atom for term in axis.terms for atom in term.weights}
+    return not used.isdisjoint(view.dims[1]) and any(not used.isdisjoint(dim) for dim in view.dims[2:])
 
 
 def _axis_field(view: View, number: int) -> AxisField:

@@ -33,12 +33,11 @@ _NAMES = (
 )
 POINTWISE = frozenset(_NAMES.split())
 """Calls that work element by element."""
-MOVES = frozenset(
-    (
-        "reshape view _unsafe_view flatten squeeze unsqueeze unflatten transpose swapaxes t numpy_T mT permute movedim expand broadcast_to"
-        " repeat tile slice cut select pick index_select take flip roll stack cat concat pad constant_pad_nd im2col unfold col2im"
-    ).split()
+_MOVE_NAMES = (
+    "reshape view _unsafe_view flatten squeeze unsqueeze unflatten transpose swapaxes t numpy_T mT permute movedim expand broadcast_to"
+    " repeat tile slice cut select pick index_select take flip roll stack cat concat pad constant_pad_nd im2col unfold col2im"
 )
+MOVES = frozenset(_MOVE_NAMES.split())
 """Calls that only move elements, or repeat or add them up."""
 
 

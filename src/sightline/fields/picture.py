@@ -497,7 +497,7 @@ def _lines(picture: Picture, folded: Collection[str], boxes: Sequence[Box], trac
         for depth in range(common - 1, len(down) - 1):
             points += _pass(tracks, first_rows, down[depth].id, source, down[depth + 1].row - 1)
         points.append((end.x + end.width / 2, end.y))
-        lines[(up[-1].id, down[-1].id, *points)] = Line(up[-1].id, down[-1].id, tuple(points))
+        lines[up[-1].id, down[-1].id, tuple(points)] = Line(up[-1].id, down[-1].id, tuple(points))
     return list(lines.values())
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
@@ -334,7 +334,7 @@ class _Search:
 
 def _ends_trunk(node: Node, users: dict[Node, list[Node]]) -> bool:
     """Whether what follows no longer is a map: a global pool, or flattening."""
-    after = [user for user in users[node]]
+    after = users[node]
     if not after:
         return False
     return all(

@@ -28,13 +28,14 @@ _NAMES = {"unproductive": "unproductive", "critical": "critical", "partial": "be
 _LINE = 20  # pixels of one line of the heading
 
 
-def render(report: Report, resolution: int | Sequence[int] | None = None, *, folded: Collection[str] = ()) -> str:
+def render(report: Report, resolution: int | Sequence[int] | None = None, *, folded: Collection[str] = (), name: str | None = None) -> str:
     """Draw a report as an SVG picture, coloured by diagnosis.
 
     Args:
         report: from `sightline.analyze`.
         resolution: at which layers are judged: an int, or one size per axis; None: as captured.
         folded: ids of groups (as `sightline.fields.picture.arrange` numbers them) to draw as one card each; default: none.
+        name: of the network, as the title shows it; None: as captured.
 
     Returns:
         The drawing as text, to be written as UTF-8.
@@ -45,7 +46,7 @@ def render(report: Report, resolution: int | Sequence[int] | None = None, *, fol
     document = report.to_dict(resolution)
     drawn = picture.arrange(document)
     boxes, lines, (width, height) = picture.place(drawn, folded)
-    heading = [f"{report.name}: receptive fields", *_wrapped(summary(report, resolution), max(48, int(width / 7)))]
+    heading = [f"{name or report.name}: receptive fields", *_wrapped(summary(report, resolution), max(48, int(width / 7)))]
     top = _LINE * (len(heading) + 1 + len(COLOURS)) + 8
     wide = max(width, 7.6 * max(map(len, heading)) + 24)
     left = (wide - width) / 2

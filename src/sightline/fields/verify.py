@@ -328,8 +328,7 @@ def _depends_on_size(own: AxisField, layer: LayerField) -> bool:
 def _units(own: AxisField, count: int) -> Iterator[int]:
     """The unit in the middle and those after it, one for every phase and one more for the stride."""
     phases = len(own.units.phases) if own.units is not None and own.units.phases else 1
-    for unit in range(count // 2, min(count // 2 + phases + 1, count)):
-        yield unit
+    yield from range(count // 2, min(count // 2 + phases + 1, count))
 
 
 def _predicted(own: AxisField, unit: int, length: int, *, captured: bool) -> tuple[float, float]:

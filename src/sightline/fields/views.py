@@ -364,9 +364,10 @@ def _moved(view: View, changes: Mapping[Atom, tuple[int, int, Atom | None]], dim
                 offset += first * term.weights.get(atom, 0)
                 if part is not None and atom in term.weights:
                     weights[part] = term.weights[atom] * step
+            moved = Term(term.largest, term.shortest, weights)
             if offset:
-                term = term.mapped(lambda units, o=offset, w=weights: units.through([(o,)], 1, _reach(w)), weights)  # type: ignore[misc]
-            terms.append(Term(term.largest, term.shortest, weights))
+                moved = term.mapped(lambda units, o=offset, w=weights: units.through([(o,)], 1, _reach(w)), weights)  # type: ignore[misc]
+            terms.append(moved)
         axes.append(_with_terms(axis, _unified(terms)))
     return View((*view.dims[:dim], atoms, *view.dims[dim + 1 :]), tuple(axes))
 
