@@ -53,8 +53,21 @@ echo 'mutex:capsule_dealloc' >> "$build/tsan.supp" # at exit torch unlocks a mut
 export TSAN_OPTIONS="halt_on_error=0:exitcode=66:suppressions=$build/tsan.supp:${TSAN_OPTIONS:-}"
 export PYTHONMALLOC=malloc PYTHONPATH="$site" OMP_NUM_THREADS=1
 
-env LD_PRELOAD="$preload" "$venv/bin/python" -c "
+# The environment holds the package as a link to src/, found before anything on the path: take that finder out.
+cat > "$build/run.py" <<'PY'
+import sys
+
+sys.meta_path[:] = [finder for finder in sys.meta_path if "ScikitBuild" not in type(finder).__name__]
+for name in [name for name in sys.modules if name.partition(".")[0] == "sightline"]:
+    del sys.modules[name]
+
 import sightline.kernels._native as native
-assert native.__file__.startswith('$site'), native.__file__"
+
+assert native.__file__.startswith(sys.argv[1]), native.__file__
+
+import pytest
+
+sys.exit(pytest.main(sys.argv[2:]))
+PY
 # --capture=sys: the runtimes write to the file descriptor, and pytest would swallow that when they end the process.
-env LD_PRELOAD="$preload" "$venv/bin/python" -m pytest -p no:cacheprovider --capture=sys -x "$@" "${tests[@]}"
+env LD_PRELOAD="$preload" "$venv/bin/python" "$build/run.py" "$site" -p no:cacheprovider --capture=sys -x "$@" "${tests[@]}"

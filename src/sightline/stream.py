@@ -511,7 +511,7 @@ class Stream:
 
 
 def _copy_weights(steps: Iterable[Step]) -> None:
-    """Lets steps that run on torch hold weights of their own, as packed ones are: later changes of the model must not mix with held maps."""
+    """Gives torch steps weights of their own, as packed ones are: later changes of the model must not reach held maps."""
     copies: dict[int, torch.Tensor] = {}
     for node in (node for step in steps for node in step.nodes):
         for key, value in node.attrs.items():

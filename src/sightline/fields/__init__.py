@@ -5,7 +5,26 @@
 
 from sightline.fields.analysis import analyze, analyze_graph
 from sightline.fields.diagnosis import RULES, Diagnosis, Verdict
+from sightline.fields.edits import Edit, apply
 from sightline.fields.layer import AxisField, LayerField
 from sightline.fields.report import Report
+from sightline.fields.sketch import Sketch
+from sightline.fields.suggest import Suggestion
+from sightline.fields.verify import Check, Verification
 
-__all__ = ["RULES", "AxisField", "Diagnosis", "LayerField", "Report", "Verdict", "analyze", "analyze_graph"]
+__all__ = [
+    "RULES",
+    "AxisField",
+    "Check",
+    "Diagnosis",
+    "Edit",
+    "LayerField",
+    "Report",
+    "Sketch",
+    "Suggestion",
+    "Verdict",
+    "Verification",
+    "analyze",
+    "analyze_graph",
+    "apply",
+]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,8 @@ def graph_of(model: Any, input_shape: InputShape | None = None) -> Graph:
     if _is_keras(model):
         from sightline.fields.keras_import import keras_graph
 
-        return keras_graph(model, input_shape)
+        sizes = None if input_shape is None else tuple(int(size) for size in cast("Sequence[int]", input_shape))
+        return keras_graph(model, sizes)
     raise CaptureError(
         f"model: expected a torch.nn.Module, a captured graph, an exported program, an .onnx or .pt2 file, a Keras model or a Sketch, "
         f"got {type(model).__name__}"

@@ -116,7 +116,7 @@ class EffectiveField:
         for half in range(max(self.heat.shape) + 1):
             if self._held(half) >= share - 1e-12:
                 return 2 * half + 1
-        return 2 * max(self.heat.shape) + 1
+        return 2 * int(max(self.heat.shape)) + 1
 
     def _held(self, half: int) -> float:
         row, column = self._middle()

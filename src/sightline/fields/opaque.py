@@ -57,7 +57,8 @@ def arguments(node: Node) -> Args:
     if schema is not None:
         names = [argument.name for argument in schema.arguments]
         given = dict(zip(names, args, strict=False)) | kwargs
-        return {argument.name: argument.default_value for argument in schema.arguments} | given
+        defaults: Args = {argument.name: argument.default_value for argument in schema.arguments}
+        return defaults | given
     try:
         call = inspect.signature(target).bind(*args, **kwargs)
     except (TypeError, ValueError):
@@ -132,7 +133,7 @@ def _reshape(step: Step, _: Args) -> View:
 @enter("transpose", "swapaxes", "t", "numpy_T", "mT")
 def _transpose(step: Step, args: Args) -> View:
     rank = len(step.x.dims)
-    first, second = (_dim(value, rank) for value in (args.get("dim0", -2), args.get("dim1", -1)))
+    first, second = (_dim(_arg(args, f"dim{end}", f"axis{end}", default=end - 2), rank) for end in (0, 1))
     order = list(range(rank))
     order[first], order[second] = order[second], order[first]
     return views.permuted(step.x, order)
@@ -167,7 +168,8 @@ def _repeat(step: Step, args: Args) -> View:
 @enter("slice", "cut")
 def _slice(step: Step, args: Args) -> View:
     dim = _dim(_arg(args, "dim", "axis", default=0), len(step.x.dims))
-    start, stop, stride = args.get("start"), _arg(args, "end", "stop"), _arg(args, "step", default=1)
+    start, stop, stride = (_arg(args, *names) for names in (("start",), ("end", "stop"), ("step",)))
+    stride = 1 if stride is None else stride
     size = step.x.shape[dim]
     if stride < 0:
         return _gathered(step.x, dim, list(range(start, stop, stride)), step)

@@ -24,7 +24,7 @@ const items = new Map(), chains = new Map(), cardOf = new Map(), firstRow = new 
   for (const lane of item.lanes || []) firstRow.set(item.id + " " + lane[0], lane[3]);
   for (const child of item.children || []) remember(child, [...above, item]);
 })(picture.root, []);
-const isOpen = (item) => item.children && (item.id === "root" || !state.folded.has(item.id));
+const isOpen = (item) => Boolean(item.children) && (item.id === "root" || !state.folded.has(item.id));
 
 let sizes, boxes, tracks, edges;
 function grid(group) {
@@ -334,7 +334,7 @@ function spanOf(node, axis, unit, size) {
   if (table) return table[Math.min(unit, table.length - 1)];
   if (!field.phases) return null;
   if (field.size === 0) return [0, 0];
-  const n = field.phases.length, [lo, hi] = field.phases[unit % n], shift = Math.floor(unit / n) * num(field.stride) * n;
+  const n = field.phases.length, [lo, hi] = field.phases[unit % n], shift = Math.floor(unit / n) * Math.round(num(field.stride) * n);
   return [lo + shift, hi + shift];
 }
 function neutral(pen, w, h) {

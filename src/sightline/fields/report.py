@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from sightline.errors import ShapeError
+from sightline.errors import CaptureError, ShapeError
 from sightline.fields import diagnosis, grids
 from sightline.fields.layer import LayerField, box_of, touching
 from sightline.graph.ir import Graph, Node
 
 if TYPE_CHECKING:
+    from sightline.fields.effective import EffectiveField
     from sightline.fields.suggest import Suggestion
     from sightline.fields.verify import Verification
 
@@ -252,7 +254,7 @@ class Report:
         return verify(self, layers)
 
     def suggest(self, resolution: Resolution, **options: Any) -> list[Suggestion]:
-        """Edits that make the network fit a resolution, best first; see `sightline.fields.suggest`."""
+        """Edits that make the network fit a resolution, best first; see `sightline.fields.suggest.suggest`."""
         from sightline.fields.suggest import suggest
 
         return suggest(self, resolution, **options)
@@ -279,9 +281,39 @@ class Report:
 
     def to_svg(self, resolution: Resolution | None = None) -> str:
         """The network as a drawing, coloured by diagnosis."""
-        from sightline.fields.svg import to_svg
+        from sightline.fields.svg import render
 
-        return to_svg(self, resolution)
+        return render(self, resolution)
+
+    def to_html(self, path: str | Path | None = None, resolution: Resolution | None = None, **options: Any) -> str:
+        """One interactive page that needs nothing else, not even a network; see `sightline.fields.page`.
+
+        Args:
+            path: where to write it; None: nowhere.
+            resolution: that it opens with; None: as captured.
+            **options: see `sightline.fields.page.render`.
+
+        Returns:
+            The page.
+        """
+        from sightline.fields.page import render
+
+        text = render(self, resolution, **options)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def effective(self, layer: str | None = None, **options: Any) -> EffectiveField:
+        """The effective field of a layer, from gradients of the model that was analysed; see `sightline.fields.effective.measure`.
+
+        Raises:
+            CaptureError: the report was not made from an ``nn.Module``.
+        """
+        from sightline.fields.effective import measure
+
+        if self._model is None:
+            raise CaptureError(f"report: the effective field needs the torch.nn.Module itself, but {self.name} was analysed from a graph")
+        return measure(self._model, layer, **{"input_shape": self.input_shape} | options)
 
     def __str__(self) -> str:
         from sightline.fields.export import table

@@ -84,10 +84,7 @@ class Suggestion:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""
-        figures = {
-            name: {key: list(v) if isinstance(v, tuple) else v for key, v in vars(getattr(self, name)).items()}
-            for name in ("before", "after")
-        }
+        figures = {name: asdict(getattr(self, name)) for name in ("before", "after")}
         return {
             "edits": [edit.to_dict() for edit in self.edits],
             "consequences": [edit.to_dict() for edit in self.consequences],
@@ -287,7 +284,7 @@ class _Search:
 
     def _pool_places(self, most: int = 8) -> list[Edit]:
         """Modules behind which a pool can stand: all paths lead through them."""
-        points, places = set(self.passages), {}
+        points, places = set(self.passages), dict[Node, Edit]()
         for path in self.modules:
             found = self.canvas.region(path)
             if found is not None and found[1] in points and found[1].op not in {"max_pool2d", "avg_pool2d"}:

@@ -291,10 +291,9 @@ def _check_strips(report: Report, layers: Sequence[LayerField]) -> dict[str, Che
                 continue
             for unit in _units(own, value.shape[2]):
                 if own.status == "global":
-                    said: tuple[float, float] = whole(strip.span(nodes[layer.name], None), length)
+                    reported[layer.name].append(whole(strip.span(nodes[layer.name], None), length))
                 else:
-                    said = _predicted(own, unit, length, captured=strip.captured)
-                reported[layer.name].append(said)
+                    reported[layer.name].append(_predicted(own, unit, length, captured=strip.captured))
                 measured[layer.name].append(strip.span(nodes[layer.name], unit))
     result = {}
     for layer in layers:

@@ -74,7 +74,7 @@ def _middles(value: Tensor, layer: LayerField) -> Iterator[tuple[tuple[int, ...]
         for places, first in ((value.shape[2:], 2), (value.shape[1:-1], 1)):
             if all(count in {None, size} for count, size in zip(counts, places, strict=True)):
                 unit = tuple(size // 2 for size in places)
-                yield unit, value[(0, slice(None), *unit) if first == 2 else (0, *unit)]
+                yield unit, value[0].movedim(0, -1)[unit] if first == 2 else value[0][unit]
     elif None not in counts and value.dim() == 3 and value.shape[1] == math.prod(axis.count for axis in layer.axes):
         unit = tuple(axis.count // 2 for axis in layer.axes)
         place = 0
@@ -147,11 +147,11 @@ def _constant(node: Node) -> Tensor:
 
 
 def _sum(_: Node, inputs: list[Any]) -> Tensor:
-    total = 0
+    total = torch.zeros((), dtype=torch.float64)
     for value in inputs:
         if isinstance(value, Tensor):
             total = total + (value if value.requires_grad else torch.zeros(value.shape, dtype=torch.float64))
-    return total  # type: ignore[return-value]
+    return total
 
 
 def _first(_: Node, inputs: list[Any]) -> Any:
@@ -255,6 +255,14 @@ def _addmm(node: Node, inputs: list[Any]) -> Tensor:
     return _sum(node, [inputs[0], _product(inputs[1], inputs[2])])
 
 
+def _einsum(node: Node, inputs: list[Any]) -> Tensor:
+    equation = str(arguments(node)["equation"])
+    ones = [torch.ones(value.shape, dtype=torch.float64) for value in inputs]
+    own = [number for number, value in enumerate(inputs) if value.requires_grad]
+    parts = [torch.einsum(equation, [*ones[:number], inputs[number], *ones[number + 1 :]]) for number in own]
+    return _sum(node, parts)
+
+
 def _attention(node: Node, inputs: list[Any]) -> Tensor:
     query, key, value = inputs[:3]
     return _product(_sum(node, [_product(query, key.transpose(-1, -2)), *inputs[3:]]), value)
@@ -275,6 +283,7 @@ _STANDS: dict[str, Stand] = {
     **dict.fromkeys(("mean", "sum", "amax", "amin", "std", "var", "linalg_vector_norm", "norm", "logsumexp"), _reduce),
     **dict.fromkeys(("matmul", "mm", "bmm"), _matmul),
     **dict.fromkeys(("addmm", "baddbmm"), _addmm),
+    "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
     **dict.fromkeys(("conv1d", "conv3d", "conv_transpose1d", "conv_transpose3d", "convolution"), _plain_conv),
 }

@@ -349,7 +349,25 @@ def sliced(view: View, dim: int, start: int, stop: int, step: int) -> View:
             rest, digit = divmod(rest, atom.size)
             fixed[atom] = (digit, 0, None)
         return _moved(view, fixed, dim, ())
+    whole = _as_one(view, dim)
+    if whole is not None:
+        return sliced(whole, dim, start, stop, step)
     return _lost(view, (*view.shape[:dim], count, *view.shape[dim + 1 :]))
+
+
+def _as_one(view: View, dim: int) -> View | None:
+    """A dimension as one atom, units numbered along it; None where places of an axis stand elsewhere too."""
+    atoms = set(view.dims[dim])
+    here = [[not atoms.isdisjoint(term.weights) for term in axis.terms] for axis in view.axes]
+    pairs = [(term, yes) for axis, row in zip(view.axes, here, strict=True) for term, yes in zip(axis.terms, row, strict=True)]
+    if any(yes and not atoms.issuperset(term.weights) for term, yes in pairs):
+        return None
+    whole = Atom(view.shape[dim])
+    axes = []
+    for axis, row in zip(view.axes, here, strict=True):
+        terms = [reindexed(t, view.dims[dim], whole) if yes else t for t, yes in zip(axis.terms, row, strict=True)]
+        axes.append(_with_terms(axis, _unified(terms)))
+    return View((*view.dims[:dim], (whole,), *view.dims[dim + 1 :]), tuple(axes))
 
 
 def _moved(view: View, changes: Mapping[Atom, tuple[int, int, Atom | None]], dim: int, atoms: Dim) -> View:
