@@ -76,11 +76,11 @@ class positive(TorchFunctionMode):  # noqa: N801 - used as a context
 
 
 def _conv(
-    mode: positive, x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+    strip: positive, x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Tensor:
     del bias
-    kernel = mode.pair(tuple(weight.shape[2:]), 1)
-    dilation = mode.pair(dilation, 1)
+    kernel = strip.pair(tuple(weight.shape[2:]), 1)
+    dilation = strip.pair(dilation, 1)
     if isinstance(padding, str):
         spans = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
         x = F.pad(x, [spans[1] // 2, spans[1] - spans[1] // 2, spans[0] // 2, spans[0] - spans[0] // 2])
@@ -88,83 +88,83 @@ def _conv(
     n, c, h, w = x.shape
     folded = x.reshape(n, groups, c // groups, h, w).mean(2)
     ones = torch.full((groups, 1, *kernel), 1 / (kernel[0] * kernel[1]), dtype=x.dtype)
-    y = torch.conv2d(folded, ones, None, mode.pair(stride, 1), mode.pair(padding, 0), dilation, groups)
+    y = torch.conv2d(folded, ones, None, strip.pair(stride, 1), strip.pair(padding, 0), dilation, groups)
     out = weight.shape[0]
     return y[:, :, None].expand(n, groups, out // groups, *y.shape[2:]).reshape(n, out, *y.shape[2:]).clone()  # changed in place later
 
 
 def _transposed(
-    mode: positive, x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
+    strip: positive, x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
     groups: int = 1, dilation: Any = 1,
 ) -> Tensor:  # fmt: skip
     del bias
-    kernel = mode.pair(tuple(weight.shape[2:]), 1)
+    kernel = strip.pair(tuple(weight.shape[2:]), 1)
     n, c, h, w = x.shape
     folded = x.reshape(n, groups, c // groups, h, w).mean(2)
     ones = torch.full((groups, 1, *kernel), 1.0, dtype=x.dtype)
     y = torch.conv_transpose2d(
-        folded, ones, None, mode.pair(stride, 1), mode.pair(padding, 0), mode.pair(output_padding, 0), groups, mode.pair(dilation, 1)
+        folded, ones, None, strip.pair(stride, 1), strip.pair(padding, 0), strip.pair(output_padding, 0), groups, strip.pair(dilation, 1)
     )
     out = weight.shape[1]
     return y[:, :, None].expand(n, groups, out, *y.shape[2:]).reshape(n, groups * out, *y.shape[2:]).clone()
 
 
 def _max_pool(
-    mode: positive, x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False, **_: Any
+    strip: positive, x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False, **_: Any
 ) -> Tensor:
-    n, c, h, w = x.shape
+    c = x.shape[1]
     stride = kernel_size if stride is None or stride == [] else stride
-    kernel, stride, padding = mode.pair(kernel_size, 1), mode.pair(stride, 1), mode.pair(padding, 0)
+    kernel, stride, padding = strip.pair(kernel_size, 1), strip.pair(stride, 1), strip.pair(padding, 0)
     if ceil_mode:
         return F.avg_pool2d(x, kernel, stride, padding, ceil_mode=True)
     ones = torch.full((c, 1, *kernel), 1 / (kernel[0] * kernel[1]), dtype=x.dtype)
-    return torch.conv2d(x, ones, None, stride, padding, mode.pair(dilation, 1), c)
+    return torch.conv2d(x, ones, None, stride, padding, strip.pair(dilation, 1), c)
 
 
 def _avg_pool(
-    mode: positive, x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, *_: Any, **__: Any
+    strip: positive, x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, *_: Any, **__: Any
 ) -> Tensor:
     stride = kernel_size if stride is None or stride == [] else stride
-    return torch._C._nn.avg_pool2d(x, mode.pair(kernel_size, 1), mode.pair(stride, 1), mode.pair(padding, 0), ceil_mode)
+    return torch._C._nn.avg_pool2d(x, strip.pair(kernel_size, 1), strip.pair(stride, 1), strip.pair(padding, 0), ceil_mode)
 
 
-def _adaptive(mode: positive, x: Tensor, output_size: Any, **_: Any) -> Tensor:
+def _adaptive(strip: positive, x: Tensor, output_size: Any, **_: Any) -> Tensor:
     size = _pair(output_size)
-    return torch._C._nn.adaptive_avg_pool2d(x, size if mode.axis is None else ((size[0], 1) if mode.axis == 0 else (1, size[1])))
+    return torch._C._nn.adaptive_avg_pool2d(x, size if strip.axis is None else ((size[0], 1) if strip.axis == 0 else (1, size[1])))
 
 
-def _linear(mode: positive, x: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
-    del mode, bias
+def _linear(strip: positive, x: Tensor, weight: Tensor, bias: Any = None) -> Tensor:
+    del strip, bias
     return x.mean(-1, keepdim=True).expand(*x.shape[:-1], weight.shape[0]).clone()
 
 
-def _softmax(mode: positive, x: Tensor, dim: int = -1, **_: Any) -> Tensor:
-    del mode
+def _softmax(strip: positive, x: Tensor, dim: int = -1, **_: Any) -> Tensor:
+    del strip
     return x.mean(dim, keepdim=True).expand_as(x)
 
 
-def _pad(mode: positive, x: Tensor, pad: Any, mode_: str = "constant", value: Any = None, **kwargs: Any) -> Tensor:
-    kind = kwargs.get("mode", mode_)
+def _pad(strip: positive, x: Tensor, pad: Any, mode: str = "constant", value: Any = None) -> Tensor:
+    del value
     pad = list(pad)
-    if mode.axis == 0 and len(pad) >= 4:
+    if strip.axis == 0 and len(pad) >= 4:
         pad[:2] = [0, 0]
-    if mode.axis == 1 and len(pad) >= 4:
+    if strip.axis == 1 and len(pad) >= 4:
         pad[2:4] = [0, 0]
-    return torch._C._nn.pad(x, pad, kind) if kind != "constant" else torch._C._nn.pad(x, pad, "constant", 0.0)
+    return torch._C._nn.pad(x, pad, mode, 0.0 if mode == "constant" else None)
 
 
-def _layer_norm(mode: positive, x: Tensor, normalized_shape: Any, *_: Any, **__: Any) -> Tensor:
-    del mode
+def _layer_norm(strip: positive, x: Tensor, normalized_shape: Any, *_: Any, **__: Any) -> Tensor:
+    del strip
     dims = list(range(x.dim() - len(normalized_shape), x.dim()))
     return x + x.mean(dims, keepdim=True)
 
 
-def _spatial_norm(mode: positive, x: Tensor, *_: Any, **__: Any) -> Tensor:
-    return x if mode.ignore_gates else x + x.mean(list(range(1, x.dim())), keepdim=True)
+def _spatial_norm(strip: positive, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x if strip.ignore_gates else x + x.mean(list(range(1, x.dim())), keepdim=True)
 
 
-def _matmul(mode: positive, a: Tensor, b: Tensor) -> Tensor:
-    del mode
+def _matmul(strip: positive, a: Tensor, b: Tensor) -> Tensor:
+    del strip
     if not a.requires_grad or not b.requires_grad:
         return torch.matmul(a if a.requires_grad else torch.ones_like(a), b if b.requires_grad else torch.ones_like(b))
     return torch.matmul(a, torch.ones_like(b)) + torch.matmul(torch.ones_like(a), b)
@@ -210,30 +210,28 @@ def _recording(model: nn.Module) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def strip_truth(model: nn.Module, axis: int, *, ignore_gates: bool = False, length: int = 1024, longest: int = 8192) -> dict[str, Truth]:
+def strip_truth(model: nn.Module, axis: int, *, ignore_gates: bool = False, length: int = 512, longest: int = 8192) -> dict[str, Truth]:
     """Size, stride and start of every convolution along one axis.
 
     Args:
         model: any; run in eval mode on a strip, weights without effect.
         axis: 0 rows, 1 columns.
         ignore_gates: see `positive`.
-        length: first length of the strip; doubled while a box touches its ends.
-        longest: last length; boxes that still touch the ends are endless.
+        length: first length of the strip; doubled until boxes are far from its ends and no longer change.
+        longest: last length; boxes that still come near the ends are endless.
     """
     found: dict[str, Truth] = {}
+    before: dict[str, Truth] = {}
     model = model.eval()
     while True:
         size = (length, 1) if axis == 0 else (1, length)
         x = torch.ones(2, 3, *size, dtype=torch.float64, requires_grad=True)
         with _recording(model) as layers, positive(axis, ignore_gates=ignore_gates), torch.enable_grad():
             model(x)
-        missing = [name for name in layers if name not in found]
-        for name in missing:
-            spans = _spans(layers[name], x, axis)
-            if length >= longest or all(8 * lo > length and 8 * hi < 7 * length for lo, hi in spans):  # far from any padding
-                found[name] = _truth(spans, layers[name].shape[2 + axis], length)
-        length *= 2
-        if all(name in found for name in missing) or length > longest:
+        now = {name: _truth(_spans(y, x, axis), y.shape[2 + axis], length) for name, y in layers.items() if name not in found}
+        found |= {name: truth for name, truth in now.items() if length >= longest or (truth.size and truth == before.get(name))}
+        length, before = 2 * length, now
+        if found.keys() >= now.keys() or length > longest:
             return found
 
 
@@ -266,7 +264,7 @@ def boxes(run: Callable[[Tensor], Tensor], x: Tensor, unit: tuple[int, int]) -> 
     y = run(x)
     if not y.requires_grad:
         return 0, 0, 0, 0
-    (gradient,) = torch.autograd.grad(y[0, :, unit[0], unit[1]].sum(), x, allow_unused=True)
+    (gradient,) = torch.autograd.grad(y[0, :, unit[0], unit[1]].sum(), x, retain_graph=True, allow_unused=True)
     if gradient is None:
         return 0, 0, 0, 0
     rows, columns = (gradient[0].abs().sum((0, 2)) != 0).nonzero(), (gradient[0].abs().sum((0, 1)) != 0).nonzero()

@@ -412,12 +412,12 @@ def test_a_missing_extra_is_named(
 ) -> None:
     real = importlib.import_module
 
-    def gone(name: str) -> Any:
+    def gone(name: str, anchor: str | None = None) -> Any:
         if name == package:
             raise ImportError(f"No module named {name!r}")
-        return real(name)
+        return real(name, anchor)
 
-    monkeypatch.setattr(importlib, "import_module", gone)
+    monkeypatch.setattr(importlib, "import_module", lambda name, package=None: gone(name, package))
     result = run("stream", video, "-m", f"{networks}:segment", "-r", tmp_path / "r.html")
     assert result.exit_code == 1
     assert "pip install 'sightline[video]'" in sentence(result)

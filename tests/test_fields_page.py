@@ -415,6 +415,28 @@ def test_choosing_draws_the_box_of_a_unit(tab: browser.Page, file: Path, resnet:
     assert not [complaint for complaint in tab.complaints if "getImageData" not in complaint], "the test reads pixels, the page does not"
 
 
+def test_the_picture_is_the_one_given_or_chosen(tab: browser.Page, report: Report, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (40, 40), (250, 0, 0)).save(tmp_path / "red.png")
+    Image.new("RGB", (40, 40), (0, 0, 250)).save(tmp_path / "blue.png")
+    path = tmp_path / "page.html"
+    path.write_text(page.render(report, image=tmp_path / "red.png"), encoding="utf-8")
+    tab.open(path)
+    tab.evaluate("go(nodes.findIndex(n => n.name === 'stem'))")
+    tab.evaluate("new Promise(done => { const wait = () => image ? done() : setTimeout(wait, 10); wait(); })")
+    middle = "[...$('canvas').getContext('2d').getImageData($('canvas').width / 2, $('canvas').height / 2, 1, 1).data]"
+    red, _, blue, _ = tab.evaluate(middle)
+    assert red > 200 and blue < 60
+    handle = tab.call("Runtime.evaluate", expression="$('file')")["result"]["objectId"]
+    tab.evaluate("globalThis.first = image")
+    tab.call("DOM.setFileInputFiles", files=[str(tmp_path / "blue.png")], objectId=handle)
+    tab.evaluate("new Promise(done => { const wait = () => image !== first ? done() : setTimeout(wait, 10); wait(); })")
+    red, _, blue, _ = tab.evaluate(middle)
+    assert red < 60 and blue > 200
+    assert [address for address in tab.requests if not address.startswith(("data:", "blob:"))] == [path.resolve().as_uri()]
+
+
 def test_boxes_agree_with_the_library(tab: browser.Page, tmp_path: Path) -> None:
     net = nn.Sequential(nn.Conv2d(1, 1, 3, 2), nn.ConvTranspose2d(1, 1, 3, 3), nn.Conv2d(1, 1, 3, dilation=2), nn.AdaptiveAvgPool2d(5))
     report = analyze(net, (1, 1, 23, 31))

@@ -128,7 +128,7 @@ def open_source(source: str, *, start: int = 0, frames: int | None = None) -> So
 
 def _open_av(source: str, kind: str, start: int, frames: int | None) -> Source:
     av = need("av", "read and write video")
-    av.logging.set_level(av.logging.PANIC)  # the library reports problems itself, once and readably
+    av.logging.set_level(None)  # any other level makes decoder threads wait for Python's lock, which can deadlock with a closing codec
     container = _open_container(av, source, kind)
     if not container.streams.video:
         container.close()
@@ -393,7 +393,7 @@ class VideoWriter:
         self.frames = 0
         self._argument = argument
         self._av = need("av", "read and write video")
-        self._av.logging.set_level(self._av.logging.PANIC)
+        self._av.logging.set_level(None)
         self._rate = Fraction(fps if 0 < fps <= 1000 else 25.0).limit_denominator(1001)
         self._partial = partial_path(path)
         # A file object of our own: its write errors come back as exceptions, which a path handed to the muxer swallows.

@@ -57,7 +57,7 @@ def analyze(model: Any, input_shape: InputShape | None = None, *, ignore_gates: 
         ((19, 19), (4, 4), (-9, -9), 'exact')
     """
     graph = graph_of(model, input_shape)
-    module = model if isinstance(model, nn.Module) else None
+    module = model if isinstance(model, nn.Module) and not _is_keras(model) else None
     return analyze_graph(graph, ignore_gates=ignore_gates, of=of, model=module)
 
 
@@ -240,7 +240,7 @@ def _parameters(node: Node, model: nn.Module | None, seen: set[int]) -> int:
     """Parameters that this node brings in; those of a shared module count once."""
     if model is not None:
         try:
-            owner: Any = model.get_submodule(node.name) if node.op != "input" else None
+            owner: Any = model.get_submodule(node.name.partition(":")[0]) if node.op != "input" else None
         except AttributeError:
             owner = None
         if owner is not None:

@@ -130,7 +130,7 @@ class _Walk:
         if [value % 4 for value in axes] != [1 if self.channels_first else 3]:
             return self.add(path, "unknown", inputs)
         if kind == "Dense":
-            return self.add(path, "conv", inputs, kernel=1, channels=int(layer.units))
+            return self.add(path, "conv", inputs, kernel=1, channels=int(layer.units), bias=bool(layer.use_bias))
         return self.add(path, "norm" if kind == "LayerNormalization" else "act", inputs)
 
 
@@ -146,6 +146,7 @@ def _window(layer: Any) -> dict[str, Any]:
     if hasattr(layer, "pool_size"):
         return {"kernel": tuple(layer.pool_size), "stride": tuple(layer.strides), "padding": layer.padding}
     return {
+        "bias": bool(layer.use_bias),
         "kernel": tuple(layer.kernel_size),
         "stride": tuple(layer.strides),
         "dilation": tuple(layer.dilation_rate),
@@ -163,8 +164,9 @@ def _depthwise(walk: _Walk, layer: Any, path: str, inputs: list[str]) -> str:
 
 
 def _separable(walk: _Walk, layer: Any, path: str, inputs: list[str]) -> str:
-    spatial = walk.add(f"{path}.depthwise", "depthwise", inputs, multiplier=int(layer.depth_multiplier), **_window(layer))
-    return walk.add(path, "conv", [spatial], kernel=1, channels=int(layer.filters))
+    options = _window(layer) | {"bias": False}
+    spatial = walk.add(f"{path}.depthwise", "depthwise", inputs, multiplier=int(layer.depth_multiplier), **options)
+    return walk.add(path, "conv", [spatial], kernel=1, channels=int(layer.filters), bias=bool(layer.use_bias))
 
 
 def _pool(walk: _Walk, layer: Any, path: str, inputs: list[str]) -> str:
@@ -198,7 +200,7 @@ def _cat(walk: _Walk, layer: Any, path: str, inputs: list[str]) -> str:
 
 
 def _dense(walk: _Walk, layer: Any, path: str, inputs: list[str]) -> str:
-    return walk.add(path, "linear", inputs, units=int(layer.units))
+    return walk.add(path, "linear", inputs, units=int(layer.units), bias=bool(layer.use_bias))
 
 
 def _norm(walk: _Walk, layer: Any, path: str, inputs: list[str]) -> str:

@@ -139,7 +139,7 @@ def axis_fields(view: View) -> tuple[AxisField, ...]:
     count = len(view.axes)
     if len(view.dims) == count + 2 and any(_beside_channels(view, axis) for axis in view.axes):
         view = views.mixed(view, [1])  # the unit of a map is all its channels
-    view = views.merged(view)
+    view = views.solid(views.merged(view))
     return tuple(_axis_field(view, number) for number in range(count))
 
 
@@ -195,8 +195,12 @@ def box_of(layer: LayerField, unit: Sequence[int], extent: Sequence[int], *, cli
         if axis.status in {"unknown", "bounded"}:
             reason = layer.notes[-1] if layer.notes else "an operation before it cannot be followed"
             raise ShapeError(f"layer: where the units of {layer.name!r} look is {axis.status} ({reason}); choose an earlier layer")
-        lo, hi = (0, size) if axis.status == "global" else (0, 0) if axis.units is None else axis.units.box(position)
-        spans.append((min(max(lo, 0), size), max(min(hi, size), 0)) if clip else (lo, hi))
+        if axis.status == "global":
+            spans.append((0, size))
+        elif axis.units is None:
+            spans.append((0, 0))
+        else:
+            spans.append(axis.units.box(position, size if clip else None))
     return (*(lo for lo, _ in spans), *(hi for _, hi in spans))
 
 

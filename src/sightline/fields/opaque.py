@@ -35,7 +35,8 @@ POINTWISE = frozenset(_NAMES.split())
 """Calls that work element by element."""
 _MOVE_NAMES = (
     "reshape view _unsafe_view flatten squeeze unsqueeze unflatten transpose swapaxes t numpy_T mT permute movedim expand broadcast_to"
-    " repeat tile slice cut select pick index_select take flip roll stack cat concat pad constant_pad_nd im2col unfold col2im"
+    " repeat tile repeat_interleave slice cut select pick index_select take flip roll stack cat concat pad constant_pad_nd im2col unfold"
+    " col2im"
 )
 MOVES = frozenset(_MOVE_NAMES.split())
 """Calls that only move elements, or repeat or add them up."""
@@ -58,7 +59,7 @@ def arguments(node: Node) -> Args:
         names = [argument.name for argument in schema.arguments]
         given = dict(zip(names, args, strict=False)) | kwargs
         defaults: Args = {argument.name: argument.default_value for argument in schema.arguments}
-        return defaults | given
+        return {**defaults, **given}
     try:
         call = inspect.signature(target).bind(*args, **kwargs)
     except (TypeError, ValueError):
@@ -163,6 +164,15 @@ def _repeat(step: Step, args: Args) -> View:
             size = view.shape[dim]
             view = _gathered(view, dim, [i % size for i in range(size * count)], step)
     return view
+
+
+@enter("repeat_interleave")
+def _repeat_interleave(step: Step, args: Args) -> View:
+    repeats = args.get("repeats")
+    if not isinstance(repeats, int) or args.get("dim") is None:
+        return step.unknown("repeated a number of times that is not constant")
+    dim = _dim(args["dim"], len(step.x.dims))
+    return _gathered(step.x, dim, [place // repeats for place in range(step.x.shape[dim] * repeats)], step)
 
 
 @enter("slice", "cut")

@@ -6,7 +6,7 @@ const { nodes, axes, picture } = data;
 const M = picture.metrics;
 const RULES = ["unproductive", "critical", "partial", "small_map"];
 const MARK = { unproductive: "✕", critical: "!", partial: "~", small_map: "▫" };
-const WORDS = { unproductive: "unproductive", critical: "critical", partial: "beyond one axis", small_map: "map smaller than kernel", saturated: "saturated" };
+const WORDS = { unproductive: "unproductive", critical: "critical", partial: "beyond one axis", small_map: "map below kernel", saturated: "saturated" };
 const AXIS = { 0: [], 1: ["length"], 2: ["height", "width"], 3: ["depth", "height", "width"] }[axes] || data.resolution.map((_, i) => "axis " + i);
 const $ = (id) => document.getElementById(id);
 const state = { size: [...data.diagnosis.resolution], linked: true, folded: new Set(picture.folded), chosen: null, unit: null, table: false, sort: null, down: false, find: "" };

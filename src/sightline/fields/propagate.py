@@ -252,7 +252,7 @@ def _pixel_shuffle(step: Step) -> View:
     n, c, h, w = step.x.shape
     r = step.node.attrs["factor"]
     apart = views.reshaped(step.x, (n, c // (r * r), r, r, h, w))
-    return views.merged(views.reshaped(views.permuted(apart, (0, 1, 4, 2, 5, 3)), step.shape))
+    return views.solid(views.merged(views.reshaped(views.permuted(apart, (0, 1, 4, 2, 5, 3)), step.shape)))
 
 
 def _pixel_unshuffle(step: Step) -> View:

@@ -7,7 +7,7 @@ upsampling do not exist for it, and squeeze-excite gates are left out. `sightlin
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sightline.fields.diagnosis import SeedNode
 from sightline.graph.ir import Graph, Node
@@ -16,7 +16,8 @@ Paths = tuple[frozenset[tuple[float, int]], ...]
 _GLOBAL = frozenset({"global_avg_pool", "adaptive_avg_pool2d", "adaptive_max_pool2d", "flatten"})
 
 
-def _kernel_and_stride(node: Node) -> tuple[tuple[float, ...], tuple[int, ...]]:
+def kernel_and_stride(node: Node) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Kernel, inf for a global operation, and stride of a node, per axis."""
     if node.op == "conv2d":
         return tuple(float(size) for size in node.attrs["weight"].shape[2:]), tuple(node.attrs["stride"])
     if node.op in {"max_pool2d", "avg_pool2d"}:
@@ -42,6 +43,14 @@ def _bounds(paths: frozenset[tuple[float, int]]) -> frozenset[tuple[float, int]]
     return frozenset(kept)
 
 
+def without_gate(node: Node, operands: Sequence[Node], paths_of: Callable[[Node], Paths]) -> list[Node]:
+    """Operands of a node, of a product only those that do not see everything: the rest are gates."""
+    if node.op not in {"mul", "div"} or len(operands) != 2:
+        return list(operands)
+    finite = [operand for operand in operands if any(size != math.inf for axis in paths_of(operand) for size, _ in axis)]
+    return finite or list(operands)
+
+
 def seed_nodes(graph: Graph) -> list[SeedNode]:
     """Every node as that library counts it."""
     table: dict[Node, Paths] = {}
@@ -51,13 +60,11 @@ def seed_nodes(graph: Graph) -> list[SeedNode]:
             if node.op == "input":
                 table[node] = (frozenset({(1.0, 1)}),) * 2
             continue
-        before = [table[operand] for operand in node.inputs if operand in table]
-        if node.op in {"mul", "div"} and len(before) == 2:
-            finite = [paths for paths in before if any(size != math.inf for axis in paths for size, _ in axis)]
-            before = finite or before  # a gate
+        known = [operand for operand in node.inputs if operand in table]
+        before = [table[operand] for operand in without_gate(node, known, table.__getitem__)]
         if not before:
             continue
-        kernel, stride = _kernel_and_stride(node)
+        kernel, stride = kernel_and_stride(node)
         table[node] = behind(before, kernel, stride)
         nodes.append(SeedNode(node.name, table[node], tuple(before), kernel))
     return nodes

@@ -33,7 +33,7 @@ class _Layer:
 
 
 def _pair(layer: str, name: str, value: Any, least: int = 1) -> tuple[int, int]:
-    sizes = (value, value) if isinstance(value, int) else tuple(value)
+    sizes = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(sizes) == 1:
         sizes *= 2
     if len(sizes) != 2 or any(not isinstance(size, int) or isinstance(size, bool) or size < least for size in sizes):
@@ -80,7 +80,8 @@ class Sketch:
             inputs: names of what it reads, also of layers that are added later; None: the layer added before this one, or "input".
             **options: see `op`. kernel, stride, dilation: an int or (rows, columns); stride is 1 for convolutions, else the kernel.
                 padding: "same" (the default of convolutions: maps keep ceil(n / stride) cells), "valid" (the default of pools), or
-                numbers as for "pad". channels: as those of the input of the layer by default.
+                numbers as for "pad". channels: as many as its input has, by default. bias: whether there is one, for the count of
+                parameters; True by default.
 
         Returns:
             The name.
@@ -223,7 +224,8 @@ def _conv(layer: _Layer, reads: list[Node]) -> Node:
     if out < 1 or groups < 1 or c % groups or out % groups:
         raise ShapeError(f"layer {layer.name!r}: {c} channels in and {out} out cannot be split into {groups} groups")
     size = (c, out // groups) if transposed else (out, c // groups)
-    attrs |= {"weight": torch.empty(*size, *attrs.pop("kernel"), device="meta"), "bias": None, "groups": groups}
+    bias = torch.empty(out, device="meta") if layer.options.get("bias", True) else None
+    attrs |= {"weight": torch.empty(*size, *attrs.pop("kernel"), device="meta"), "bias": bias, "groups": groups}
     attrs |= {"padding_mode": "zeros", "transposed": transposed, "output_padding": tuple(window.output_padding for window in windows)}
     return Node("", "conv2d", attrs=attrs, shape=(n, out, *(w.out_size(size) for w, size in zip(windows, places, strict=True))))
 
@@ -323,7 +325,8 @@ def _linear(layer: _Layer, reads: list[Node]) -> Node:
     if not isinstance(units, int) or units < 1 or len(shape) < 2:
         raise ShapeError(f"units of layer {layer.name!r}: expected a positive int, got {units!r}")
     weight = torch.empty(units, shape[-1], device="meta")
-    return Node("", "linear", attrs={"weight": weight, "bias": None}, shape=(*shape[:-1], units))
+    bias = torch.empty(units, device="meta") if layer.options.get("bias", True) else None
+    return Node("", "linear", attrs={"weight": weight, "bias": bias}, shape=(*shape[:-1], units))
 
 
 def elementwise(*values: Any) -> Any:
@@ -351,14 +354,14 @@ def _unknown(layer: _Layer, reads: list[Node]) -> Node:
 
 _WINDOWED = ("kernel", "stride", "padding", "dilation")
 _OPTIONS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("conv", "conv_transpose"), (*_WINDOWED, "channels", "groups")),
-    "depthwise": (*_WINDOWED, "multiplier"),
+    **dict.fromkeys(("conv", "conv_transpose"), (*_WINDOWED, "channels", "groups", "bias")),
+    "depthwise": (*_WINDOWED, "multiplier", "bias"),
     **dict.fromkeys(("max_pool", "avg_pool"), (*_WINDOWED, "ceil")),
     "global_pool": ("keep",),
     "adaptive_pool": ("size",),
     "upsample": ("factor", "mode"),
     **dict.fromkeys(("pad", "crop"), ("amount",)),
-    "linear": ("units",),
+    "linear": ("units", "bias"),
 }
 _BUILDERS: dict[str, Callable[[_Layer, list[Node]], Node]] = {
     **dict.fromkeys(("conv", "depthwise", "conv_transpose"), _conv),

@@ -97,9 +97,9 @@ class Suggestion:
     def __str__(self) -> str:
         after, before = self.after, self.before
         return (
-            f"{'; '.join(map(str, self.edits))}: {self.macs_ratio:.3g} x MACs, {self.params_ratio:.3g} x parameters, unproductive layers "
-            f"{before.unproductive} -> {after.unproductive}, critical {before.critical} -> {after.critical}, convolutions {before.layers} -> "
-            f"{after.layers} ({HYPOTHESIS})"
+            f"{'; '.join(map(str, self.edits))}: {self.macs_ratio:.3g} x MACs, {self.params_ratio:.3g} x parameters, unproductive "
+            f"layers {before.unproductive} -> {after.unproductive}, critical {before.critical} -> {after.critical}, convolutions "
+            f"{before.layers} -> {after.layers} ({HYPOTHESIS})"
         )
 
 

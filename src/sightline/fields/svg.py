@@ -24,7 +24,7 @@ text { font-family: ui-monospace, monospace; font-size: 12.5px; fill: #1b2028 }
 .frame { fill: #eceff4; stroke: #cfd5de } .card { fill: #fff; stroke: #aab3c0 } .edge { fill: none; stroke: #8791a0; stroke-width: 1.3 }
 .unknown { stroke-dasharray: 4 3 }
 """
-_NAMES = {"unproductive": "unproductive", "critical": "critical", "partial": "beyond one axis", "small_map": "map smaller than kernel"}
+_NAMES = {"unproductive": "unproductive", "critical": "critical", "partial": "beyond one axis", "small_map": "map below kernel"}
 _LINE = 20  # pixels of one line of the heading
 
 

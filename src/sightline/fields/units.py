@@ -107,9 +107,15 @@ class Units:
             return self.pattern_cells(unit)
         return self.table[unit] if 0 <= unit < len(self.table) else (0, 0)
 
-    def box(self, unit: int) -> Interval:
-        """Smallest half-open interval around the cells that one unit reads; empty if it reads none."""
-        return _hull(self.cells(unit))
+    def box(self, unit: int, clip: int | None = None) -> Interval:
+        """Smallest half-open interval around the cells that one unit reads, those of an input of `clip` cells only; empty if none."""
+        lo, mask = self.cells(unit)
+        if clip is not None:
+            lo, mask = (lo, mask) if lo >= 0 else (0, mask >> -lo)
+            mask &= (1 << max(0, clip - lo)) - 1
+            empty = (mask & -mask).bit_length() - 1  # cells in front of the first that is left
+            lo, mask = (lo + empty, mask >> empty) if mask else (0, 0)
+        return _hull((lo, mask))
 
     def through(self, taps: Taps, shift: int, n_out: int) -> Units:
         """The units of a layer that reads these units in a pattern that repeats.

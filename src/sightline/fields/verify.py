@@ -333,10 +333,7 @@ def _units(own: AxisField, count: int) -> Iterator[int]:
 def _predicted(own: AxisField, unit: int, length: int, *, captured: bool) -> tuple[float, float]:
     if own.units is None:
         return 0, 0
-    lo, hi = own.units.box(unit)
-    if captured:
-        return min(max(lo, 0), length), max(min(hi, length), 0)
-    return lo, hi
+    return own.units.box(unit, length if captured else None)
 
 
 def whole(reach: tuple[float, float], length: int) -> tuple[float, float]:

@@ -149,12 +149,29 @@ def _split(view: View, changes: Mapping[Atom, Sequence[Atom]]) -> View:
 
 
 def _lost(view: View, shape: Shape) -> View:
-    """The view with its places forgotten: every element still reads no more than some element did."""
+    """The view with its places forgotten: every element still reads no more than some element did.
+
+    Dimensions that hold no place, in front of what changes and behind it, still hold none.
+    """
+    old, new = view.shape, tuple(shape)
+    ahead = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+    behind = next((i for i, (a, b) in enumerate(zip(old[::-1], new[::-1], strict=False)) if a != b), min(len(old), len(new)))
+    same = {i: i for i in range(ahead)} | {len(new) - 1 - i: len(old) - 1 - i for i in range(behind)}
+    kept = {i for i, j in same.items() if not any(atom.opaque or _touched(view, atom) for atom in view.dims[j])}
     axes = tuple(
         replace(axis, loose=True, terms=tuple(Term(t.largest, t.shortest, {}) for t in axis.terms)) if axis.terms else axis
         for axis in view.axes
     )
-    return View(tuple((Atom(size, opaque=True),) if size != 1 else () for size in shape), axes)
+    return View(tuple((Atom(n, opaque=True),) if i not in kept and n != 1 else fresh(n) for i, n in enumerate(shape)), axes)
+
+
+def _all_lost(views: Sequence[View], shape: Shape) -> View:
+    """An element-wise operation, or a concatenation, of tensors that do not fit together place by place."""
+    lost = [_lost(view, shape) for view in views]
+    dims = [
+        next((dim for dim in parts if any(atom.opaque for atom in dim)), parts[0]) for parts in zip(*(v.dims for v in lost), strict=True)
+    ]
+    return _joined_axes(lost, tuple(dims))
 
 
 def reshaped(view: View, shape: Shape) -> View:
@@ -355,9 +372,19 @@ def sliced(view: View, dim: int, start: int, stop: int, step: int) -> View:
     return _lost(view, (*view.shape[:dim], count, *view.shape[dim + 1 :]))
 
 
+def solid(view: View) -> View:
+    """Make dimensions one atom each where they stand for one axis alone, so that units are numbered along them."""
+    for dim, atoms in enumerate(view.dims):
+        if len(atoms) > 1 and sum(any(atom in t.weights for t in axis.terms for atom in atoms) for axis in view.axes) == 1:
+            view = _as_one(view, dim) or view
+    return view
+
+
 def _as_one(view: View, dim: int) -> View | None:
     """A dimension as one atom, units numbered along it; None where places of an axis stand elsewhere too."""
     atoms = set(view.dims[dim])
+    if any(atom.opaque for atom in atoms):
+        return None
     here = [[not atoms.isdisjoint(term.weights) for term in axis.terms] for axis in view.axes]
     pairs = [(term, yes) for axis, row in zip(view.axes, here, strict=True) for term, yes in zip(axis.terms, row, strict=True)]
     if any(yes and not atoms.issuperset(term.weights) for term, yes in pairs):
@@ -406,7 +433,7 @@ def along(view: View, dim: int, n_out: int, change: Callable[[Units], Units], wh
     Returns:
         The new map. An axis whose places are not all in this dimension becomes unknown.
     """
-    view = merged(view)
+    view = solid(merged(view))
     atoms = view.dims[dim]
     touched = any(_touched(view, atom) for atom in atoms)
     new = Atom(n_out)
@@ -483,8 +510,7 @@ def joined(views: Sequence[View]) -> View:
         else:
             target, lists = _shared(views, full, position, size)
             if target is None:
-                opaque = tuple((Atom(s, opaque=True),) if s != 1 else () for s in shape)
-                return merged(_joined_axes([_lost(view, shape) for view in views], opaque))
+                return merged(_all_lost(views, shape))
             for index, mapping in lists.items():
                 views[index] = _split(views[index], mapping)
             dims.append(target)
@@ -559,7 +585,7 @@ def concatenated(views: Sequence[View], dim: int) -> View:
         placed = _placed(view, dim, atom, before, total, new)
         if placed is None:
             shape = (*views[0].shape[:dim], total, *views[0].shape[dim + 1 :])
-            return _joined_axes([_lost(part, shape) for part in views], _lost(views[0], shape).dims)
+            return _all_lost(views, shape)
         shifted.append(placed)
         before += size
     whole = joined([View((*view.dims[:dim], (), *view.dims[dim + 1 :]), view.axes) for view in shifted])

@@ -93,12 +93,16 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """How many threads the native executor uses; torch's number until `set_num_threads` is called."""
-    if _threads is not None:
-        return _threads
-    import torch
+    """How many threads the native executor uses: what `set_num_threads` said, else torch's number when this is first asked.
 
-    return torch.get_num_threads()
+    Torch's number is not asked for again: it differs from one Python thread to the next, and there is one pool.
+    """
+    global _threads  # noqa: PLW0603
+    if _threads is None:
+        import torch
+
+        _threads = torch.get_num_threads()
+    return _threads
 
 
 def apply_num_threads() -> None:
