@@ -210,7 +210,9 @@ def _recording(model: nn.Module) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def strip_truth(model: nn.Module, axis: int, *, ignore_gates: bool = False, length: int = 512, longest: int = 8192) -> dict[str, Truth]:
+def strip_truth(
+    model: nn.Module, axis: int, *, ignore_gates: bool = False, length: int = 512, longest: int = 8192, most: int = 10**6
+) -> dict[str, Truth]:
     """Size, stride and start of every convolution along one axis.
 
     Args:
@@ -219,6 +221,7 @@ def strip_truth(model: nn.Module, axis: int, *, ignore_gates: bool = False, leng
         ignore_gates: see `positive`.
         length: first length of the strip; doubled until boxes are far from its ends and no longer change.
         longest: last length; boxes that still come near the ends are endless.
+        most: number of convolutions, evenly spread and the last among them; the rest are left out.
     """
     found: dict[str, Truth] = {}
     before: dict[str, Truth] = {}
@@ -228,6 +231,8 @@ def strip_truth(model: nn.Module, axis: int, *, ignore_gates: bool = False, leng
         x = torch.ones(2, 3, *size, dtype=torch.float64, requires_grad=True)
         with _recording(model) as layers, positive(axis, ignore_gates=ignore_gates), torch.enable_grad():
             model(x)
+        step = -(-len(layers) // most)
+        layers = dict(list(layers.items())[::-1][::step])
         now = {name: _truth(_spans(y, x, axis), y.shape[2 + axis], length) for name, y in layers.items() if name not in found}
         found |= {name: truth for name, truth in now.items() if length >= longest or (truth.size and truth == before.get(name))}
         length, before = 2 * length, now

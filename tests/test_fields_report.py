@@ -122,6 +122,32 @@ def test_one_and_three_axes() -> None:
     assert analyze(volume, (1, 1, 8, 8, 8)).outputs[0].size == (2, 4, 6)
 
 
+def test_where_layers_come_from() -> None:
+    report = analyze(Two(), [(1, 3, 16, 16), (1, 1, 16, 16)])
+    layer = report.layers["c"]
+    assert (layer.op, layer.params, layer.shape, layer.kernel) == ("conv2d", 148, (1, 4, 16, 16), (3, 3))
+    assert layer.macs == 144 * 256
+    assert layer.source.partition(":")[0].endswith("test_fields_report.py")
+    assert len(layer.inputs) == 1 and report.layers[layer.inputs[0]].op == "add"
+
+
+def test_notes() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.a(x)[:, :, :-2, :-2], self.b(x)], 1)
+
+    layer = analyze(Net(), (1, 3, 16, 16)).outputs[0]
+    assert "branches are not aligned" in layer.notes
+    assert layer.size == (5, 5)
+    circular = analyze(nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), (1, 3, 16, 16)).outputs[0]
+    assert any("wraps around" in note for note in circular.notes)
+    assert any("input size" in note for note in analyze(nn.AdaptiveAvgPool2d(3), (1, 3, 16, 16)).outputs[0].notes)
+
+
 def test_shared_modules_get_a_name_per_call() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -186,6 +212,22 @@ def test_the_meta_device_is_enough() -> None:
 def test_bad_input(model: Any, shape: Any, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         analyze(model, shape)
+
+
+def test_the_layer_is_named_where_capturing_stops() -> None:
+    fixed = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten()), nn.Linear(4 * 30 * 30, 2))
+    assert analyze(fixed, (1, 3, 32, 32)).outputs[0].name == "1"
+    with pytest.raises(CaptureError, match="it stopped in layer '1'"):
+        analyze(fixed, (1, 3, 40, 40))
+    with pytest.raises(CaptureError, match=r"it stopped in layer '0\.0'"):
+        analyze(fixed, (1, 4, 32, 32))
+
+    class Values(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(CaptureError, match=r"depends on values .* layer '1'"):
+        analyze(nn.Sequential(nn.Conv2d(3, 4, 3), Values()), (1, 3, 16, 16))
 
 
 def test_a_broken_program_file(tmp_path: Path) -> None:

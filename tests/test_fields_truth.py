@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -34,11 +35,11 @@ def assert_every_unit(report: Report, model: nn.Module, layer: LayerField, *, ig
                 assert got == truth, (row, column)
 
 
-def assert_convolutions(report: Report, model: nn.Module, *, ignore_gates: bool = False, longest: int = 2048) -> int:
+def assert_convolutions(report: Report, model: nn.Module, *, ignore_gates: bool = False, longest: int = 2048, most: int = 10**6) -> int:
     """Size, stride and start of every convolution, on both axes, are the truth; returns how many there were."""
     count = 0
     for axis in (0, 1):
-        for name, truth in field_truth.strip_truth(model, axis, ignore_gates=ignore_gates, longest=longest).items():
+        for name, truth in field_truth.strip_truth(model, axis, ignore_gates=ignore_gates, longest=longest, most=most).items():
             own = report.layers[name].axes[axis]
             if truth.size is None:
                 assert own.status == "global" or (own.size or 0) > longest // 2, name
@@ -269,10 +270,9 @@ def test_convolutions_of_networks(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large"])
-def test_convolutions_of_segmentation_networks(name: str) -> None:
-    model = zoo.build(name)
-    report = analyze(model, (1, 3, *zoo.ZOO[name].size), ignore_gates=True)
+def test_convolutions_of_a_segmentation_network() -> None:
+    model = zoo.build("deeplabv3_mobilenet_v3_large")
+    report = analyze(model, (1, 3, 64, 64), ignore_gates=True)
     assert assert_convolutions(report, model, ignore_gates=True, longest=8192) > 100
 
 
@@ -295,7 +295,8 @@ def _classifiers() -> list[str]:
 
 
 def _on_meta(name: str, library: str) -> nn.Module:
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries: names and defaults that will change
         if library == "timm":
             import timm
 
@@ -319,14 +320,13 @@ def test_every_classifier_of_torchvision(name: str) -> None:
     report = analyze(model, (1, 3, 224, 224))
     assert report.params == sum(parameter.numel() for parameter in model.parameters())
     assert all(layer.status != "unknown" for layer in report.layers.values())
-    if not any(word in name for word in _NO_STRIPS):
-        model = _concrete(model)
-        without_gates = analyze_graph(report.graph, ignore_gates=True)
-        assert assert_convolutions(without_gates, model, ignore_gates=True, longest=8192) > 8
-
-
-def _concrete(model: nn.Module) -> nn.Module:
-    return model.to_empty(device="cpu")
+    without_gates = analyze_graph(report.graph, ignore_gates=True)
+    for one in (report, without_gates):  # every convolution and pool, through the graph
+        checked = one.verify([layer.name for layer in one.layers.values() if "conv" in layer.op or "pool" in layer.op])
+        assert checked.differing == () and checked.agreeing
+    if not any(word in name for word in _NO_STRIPS):  # some of them, through the model's own forward
+        model = model.to_empty(device="cpu")
+        assert assert_convolutions(without_gates, model, ignore_gates=True, longest=4096, most=8) > 8
 
 
 TIMM = """

@@ -7,12 +7,13 @@ What belongs here: getting a graph out of whatever is given, walking it, countin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from sightline.errors import CaptureError, ShapeError
 from sightline.fields import views
@@ -141,12 +142,43 @@ def _captured(model: nn.Module, shape: InputShape) -> Graph:
     def placed(tensor: Tensor) -> Tensor:
         return torch.zeros(tensor.shape, dtype=tensor.dtype, device=device) if tensor.is_meta and device.type != "meta" else tensor
 
-    if isinstance(shape, Mapping):
-        return capture_several(model, (), {name: placed(example(value)) for name, value in shape.items()})
-    if all(isinstance(value, int) for value in shape):
-        frame = placed(example(shape))  # type: ignore[arg-type]
-        return capture(model, frame) if frame.dim() == 4 else capture_several(model, (frame,))
-    return capture_several(model, tuple(placed(example(value)) for value in shape))  # type: ignore[arg-type]
+    def run() -> Graph:
+        if isinstance(shape, Mapping):
+            return capture_several(model, (), {name: placed(example(value)) for name, value in shape.items()})
+        if all(isinstance(value, int) for value in shape):
+            frame = placed(example(shape))  # type: ignore[arg-type]
+            return capture(model, frame) if frame.dim() == 4 else capture_several(model, (frame,))
+        return capture_several(model, tuple(placed(example(value)) for value in shape))  # type: ignore[arg-type]
+
+    try:
+        return run()
+    except CaptureError as error:
+        layer = _failing_layer(model, run)
+        raise CaptureError(f"{error} (it stopped in layer {layer!r})" if layer else str(error)) from error
+
+
+def _failing_layer(model: nn.Module, run: Callable[[], Graph]) -> str:
+    """Path of the module in whose forward a capture that fails is at that moment; "" if in none but the model itself."""
+    paths = {module: path for path, module in model.named_modules()}
+    open_calls: list[nn.Module] = []
+
+    def enter(module: nn.Module, _: Any) -> None:
+        open_calls.append(module)
+
+    def leave(module: nn.Module, _: Any, __: Any) -> None:
+        if open_calls and open_calls[-1] is module:
+            open_calls.pop()
+
+    # hooks of the process, since the model itself must not be touched; they are there only after a capture has failed
+    handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+    try:
+        run()
+    except CaptureError:
+        return next((paths[module] for module in reversed(open_calls) if paths.get(module)), "")
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ""
 
 
 # -- the walk ---------------------------------------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ class Sketch:
             The graph; its outputs are the layers that nothing reads.
 
         Raises:
-            CaptureError: a layer reads one that does not exist, layers read each other in a circle, or none leads to the input.
+            CaptureError: a layer reads one that does not exist, or layers read each other in a circle.
             ShapeError: maps that do not fit together, or a window larger than its map.
         """
         shape = (1, self.channels, *self.size) if input_shape is None else tuple(input_shape)

@@ -287,7 +287,7 @@ class _Search:
         points, places = set(self.passages), dict[Node, Edit]()
         for path in self.modules:
             found = self.canvas.region(path)
-            if found is not None and found[1] in points and found[1].op not in {"max_pool2d", "avg_pool2d"}:
+            if found is not None and found[1] in points and "pool" not in found[1].op:
                 places.setdefault(found[1], Edit("pool", (path,), (2, 2)))  # of modules that end here, the outermost
         edits = [places[node] for node in sorted(places, key=lambda node: self.canvas.order[node])]
         return edits if len(edits) <= most else edits[:: -(-len(edits) // most)]

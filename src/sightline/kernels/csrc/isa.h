@@ -43,11 +43,11 @@ struct Publish {
 };
 
 // Whether results may be finished in registers, vector by vector: the activation is a clamp (or none).
-inline bool finishes_in_registers(const Publish& p) {
+static inline bool finishes_in_registers(const Publish& p) {
   return !p.residual_after_act && (p.act == kNone || p.act == kRelu || p.act == kClamp) && !(p.mode == kWithin && p.norm == kMax);
 }
 // Whether they may be published there too: a site's fate does not depend on all of its channels at once.
-inline bool publishes_at_once(const Publish& p) { return finishes_in_registers(p) && p.mode != kWithin; }
+static inline bool publishes_at_once(const Publish& p) { return finishes_in_registers(p) && p.mode != kWithin; }
 
 // One block of output channels ("panel") of a convolution over some pixels.
 struct ConvTile {
