@@ -295,6 +295,8 @@ def _classifiers() -> list[str]:
 
 
 def _on_meta(name: str, library: str) -> nn.Module:
+    if name.startswith("regnet") and library == "torchvision":
+        return _regnet(name)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the libraries: names and defaults that will change
         if library == "timm":
@@ -306,6 +308,26 @@ def _on_meta(name: str, library: str) -> nn.Module:
 
             options = {"init_weights": False} if name in {"googlenet", "inception_v3"} else {}
             model = get_model(name, weights=None, **options)
+    return model.eval()
+
+
+def _regnet(name: str) -> nn.Module:
+    """On the meta device too, but for the tensors that its constructor computes widths with."""
+    from torchvision.models import get_model
+    from torchvision.models.regnet import BlockParams
+
+    original = BlockParams.from_init_params
+
+    def concrete(**options: Any) -> Any:
+        with torch.device("cpu"):
+            return original(**options)
+
+    BlockParams.from_init_params = concrete
+    try:
+        with torch.device("meta"):
+            model: nn.Module = get_model(name, weights=None)
+    finally:
+        BlockParams.from_init_params = original
     return model.eval()
 
 

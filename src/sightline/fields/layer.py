@@ -63,11 +63,12 @@ class LayerField:
     Attributes:
         name: call-site name: the module path where there is one, ":2" appended for the second call of a module.
         op: canonical op, or the name of the call.
-        status: of the worst axis: "exact": `box` gives the smallest interval around what each unit sees; "bounded": a unit sees no
-            more than `size` cells in a row, where is not known; "global": units see the whole input; "unknown": an operation
-            without a rule stands before it, and no numbers are given.
+        status: of the worst axis: "exact": `box` gives the smallest interval around what each unit sees (next to the border it may
+            be larger, by units of inner maps that would stand beyond them); "bounded": a unit sees no more than `size` cells in a
+            row, where is not known; "global": units see the whole input; "unknown": an operation without a rule stands before it,
+            and no numbers are given.
         size: cells seen by one unit (the largest one, away from the border); inf: all of them; None: unknown.
-        min_size: the same through the path that sees least; inf if all paths see everything.
+        min_size: the same through the path that sees least; inf if all paths see everything, None where that is not known.
         stride: input cells between neighbouring units.
         start: first cell that unit 0 sees.
         support: share of the cells in the box that are really read.
@@ -159,7 +160,7 @@ def _axis_field(view: View, number: int) -> AxisField:
         largest = max(term.largest.size for term in axis.terms) if axis.terms else math.inf
         smallest = min((term.shortest.size for term in axis.terms), default=math.inf)
         if axis.everything:
-            return AxisField("global", math.inf, smallest, None, None, 1.0)
+            return AxisField("global", math.inf, None if axis.terms else math.inf, None, None, 1.0)
         return AxisField("bounded", largest, smallest, None, None, None)
     units = shortest = None
     if axis.terms:

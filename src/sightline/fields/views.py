@@ -443,6 +443,8 @@ def along(view: View, dim: int, n_out: int, change: Callable[[Units], Units], wh
 
 def _axis_along(axis: AxisView, atoms: Dim, new: Atom, change: Callable[[Units], Units], what: str) -> AxisView:
     if axis.loose and any(atom.opaque for atom in atoms):
+        if axis.everything:  # stays so; only how much the shortest path sees is lost
+            return axis
         return replace(axis, unknown=axis.unknown or f"{what} holds places that are not known")
     here = [any(atom in term.weights for atom in atoms) for term in axis.terms]
     if not any(here):
