@@ -48,7 +48,7 @@ def ratio(value: float | None) -> str:
 
 
 def percent(value: float) -> str:
-    return f"{100 * value:.2g} %"
+    return f"{100 * value:.0f} %" if value >= 0.1 else f"{100 * value:.2g} %"
 
 
 def layers(result: Result) -> str:
