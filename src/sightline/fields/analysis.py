@@ -118,6 +118,7 @@ def _onnx_graph(model: Any, input_shape: InputShape | None) -> Graph:
     declared = tuple(model.declared_shape)
     order = (0, 3, 1, 2) if model.channels_last else (0, 1, 2, 3)
     size = [declared[axis] or (1, 3, 224, 224)[position] for position, axis in enumerate(order)]
+    size[0] = 1  # work is told per image; exporters write the batch of their example
     if input_shape is not None:
         size = [int(value) for value in input_shape]  # type: ignore[arg-type]
     graph: Graph = model.graph(*size)

@@ -288,6 +288,9 @@ def _unfold(step: Step, args: Args) -> View:
 
 @enter("col2im", "fold")
 def _fold(step: Step, args: Args) -> View:
+    before = str(getattr(step.node.inputs[0].attrs.get("target"), "__name__", "")).partition(".")[0]
+    if before in {"im2col", "unfold"}:
+        return step.unknown("folding what was just unfolded: the taps inside a column are not told apart")
     kernel, stride, pad, dilation = (_pair(args[key]) for key in ("kernel_size", "stride", "padding", "dilation"))
     grid = [
         Window(kernel[axis], stride[axis], pad[axis], dilation[axis]).out_size(size) for axis, size in enumerate(_pair(args["output_size"]))
