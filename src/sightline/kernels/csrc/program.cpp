@@ -150,6 +150,19 @@ std::vector<int> phase_taps(const Axis& a, int r, int period) {
   return taps;
 }
 
+// Columns whose window lies inside the row: one stretch, since the axis is regular.
+void set_inner_columns(Step& s, const Axis& a) {
+  auto inside = [&](int x) {
+    for (int j = 0; j < a.taps; ++j)
+      if (a.index[(size_t)x * a.taps + j] < 0) return false;
+    return true;
+  };
+  s.inner_x0 = 0;
+  s.inner_x1 = a.out;
+  while (s.inner_x0 < s.inner_x1 && !inside(s.inner_x0)) ++s.inner_x0;
+  while (s.inner_x1 > s.inner_x0 && !inside(s.inner_x1 - 1)) --s.inner_x1;
+}
+
 }  // namespace
 
 int Program::add_conv(int out, int in, int rows, int cols, const float* weight, const float* bias, int cout, int cin_group, int kh,
@@ -179,18 +192,7 @@ int Program::add_conv(int out, int in, int rows, int cols, const float* weight, 
     const Axis& cx = axes[(size_t)cols];
     s.merged_rows = period_y == 1 && period_x == 1 && kw > 1 && cx.regular && cx.dilation == 1 && blocks == 1 && tin.ld == tin.c &&
                     block_in <= 64;
-    if (s.merged_rows) {
-      auto inside = [&](int x) {
-        for (int j = 0; j < kw; ++j)
-          if (cx.index[(size_t)x * kw + j] < 0) return false;
-        return true;
-      };
-      int x0 = 0, x1 = tout.w;
-      while (x0 < x1 && !inside(x0)) ++x0;
-      while (x1 > x0 && !inside(x1 - 1)) --x1;
-      s.inner_x0 = x0;
-      s.inner_x1 = x1;
-    }
+    if (s.merged_rows) set_inner_columns(s, cx);
     zero_floats = std::max<int64_t>(zero_floats, (int64_t)kw * tin.c + tin.c + 64);
   }
   const auto widths = panel_widths((block_out + lanes - 1) / lanes);
@@ -267,18 +269,8 @@ int Program::add_depthwise(int out, int in, int rows, int cols, const float* wei
     for (int t = 0; t < kh * kw; ++t) s.weights.data[(size_t)t * s.cpad + i] = weight[(size_t)i * kh * kw + t];
   }
   const Axis& cx = axes[(size_t)cols];
-  if (cx.regular && cx.dilation == 1 && (cx.stride == 1 || cx.stride == 2)) {
-    auto inside = [&](int x) {
-      for (int j = 0; j < kw; ++j)
-        if (cx.index[(size_t)x * kw + j] < 0) return false;
-      return true;
-    };
-    int x0 = 0, x1 = tout.w;
-    while (x0 < x1 && !inside(x0)) ++x0;
-    while (x1 > x0 && !inside(x1 - 1)) --x1;
-    s.inner_x0 = x0;
-    s.inner_x1 = x1;
-  }
+  if (cx.regular && cx.dilation == 1 && (cx.stride == 1 || cx.stride == 2))
+    set_inner_columns(s, cx);
   return (int)steps.size() - 1;
 }
 
