@@ -732,36 +732,40 @@ void diff_row(const float* frame, int64_t fp, const float* held, int64_t hp, int
   }
 }
 
-// Interleaves a stretch of planar pixels; C > 0 fixes the number of channels at compile time.
+// Copies planar pixels [from, to) to the held planes and, interleaved, to the map; C > 0 fixes the number of channels.
 template <int C>
-SL_INLINE void interleave(const float* x, int64_t xp, float* held, int64_t hp, float* out, int ld, int c, int n) {
-  const int channels = C > 0 ? C : c;
-  for (int k = 0; k < channels; ++k) std::memcpy(held + k * hp, x + k * xp, sizeof(float) * (size_t)n);
-  if (C > 0 && ld == C) {
-    for (int i = 0; i < n; ++i)
-      for (int k = 0; k < C; ++k) out[i * C + k] = x[k * xp + i];
-  } else {
-    for (int i = 0; i < n; ++i)
-      for (int k = 0; k < channels; ++k) out[(int64_t)i * ld + k] = x[k * xp + i];
+SL_INLINE void write_pixels(const float* x, int64_t xp, float* held, int64_t hp, float* out, int ld, int c, int from, int to) {
+  const int channels = C > 0 ? C : c, pitch = C > 0 ? C : ld;
+  for (int i = from; i < to; ++i)
+    for (int k = 0; k < channels; ++k) out[(int64_t)i * pitch + k] = held[k * hp + i] = x[k * xp + i];
+}
+
+template <int C>
+int write_row_c(const float* x, int64_t xp, float* held, int64_t hp, float* out, int ld, int c, int w, const uint8_t* bits) {
+  int total = 0, i = 0;
+  for (; i + 8 <= w; i += 8) {
+    uint64_t eight;
+    std::memcpy(&eight, bits + i, 8);
+    if (eight == 0x0101010101010101ull) {
+      write_pixels<C>(x, xp, held, hp, out, ld, c, i, i + 8);
+      total += 8;
+      continue;
+    }
+    for (; eight; eight &= eight - 1, ++total) {  // noise changes single pixels: no calls, no loops over stretches
+      const int at = i + (__builtin_ctzll(eight) >> 3);
+      write_pixels<C>(x, xp, held, hp, out, ld, c, at, at + 1);
+    }
   }
+  for (; i < w; ++i)
+    if (bits[i]) {
+      write_pixels<C>(x, xp, held, hp, out, ld, c, i, i + 1);
+      ++total;
+    }
+  return total;
 }
 
 int write_row(const float* x, int64_t xp, float* held, int64_t hp, float* out, int ld, int c, int w, const uint8_t* bits) {
-  int total = 0;
-  for (int from = 0; from < w;) {
-    if (!bits[from]) {
-      const void* next = std::memchr(bits + from, 1, (size_t)(w - from));
-      if (!next) break;
-      from = (int)((const uint8_t*)next - bits);
-    }
-    const void* stop = std::memchr(bits + from, 0, (size_t)(w - from));
-    const int to = stop ? (int)((const uint8_t*)stop - bits) : w;
-    if (c == 3) interleave<3>(x + from, xp, held + from, hp, out + (int64_t)from * ld, ld, c, to - from);
-    else interleave<0>(x + from, xp, held + from, hp, out + (int64_t)from * ld, ld, c, to - from);
-    total += to - from;
-    from = to;
-  }
-  return total;
+  return c == 3 && ld == 3 ? write_row_c<3>(x, xp, held, hp, out, ld, c, w, bits) : write_row_c<0>(x, xp, held, hp, out, ld, c, w, bits);
 }
 
 bool all_finite(const float* x, int64_t n) {
