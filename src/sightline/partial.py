@@ -26,13 +26,13 @@ _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 class _Streamed(nn.Module):
     """Stands in for a captured part: one stream per call within a frame, since a part may be called on several maps."""
 
-    def __init__(self, path: str, part: nn.Module, make: Callable[[nn.Module], Stream]) -> None:
+    def __init__(self, path: str, part: nn.Module, first: Stream, make: Callable[[nn.Module], Stream]) -> None:
         super().__init__()
         self.path = path
         self._part = [part]  # in a list, so that it is not a sub-module
         self._make = make
         self._calls = 0
-        self.streams: list[Stream] = []
+        self.streams = [first]
 
     def start_frame(self) -> None:
         self._calls = 0
@@ -81,13 +81,16 @@ class PartialModel:
     def _replace(
         self, module: nn.Module, prefix: str, calls: dict[nn.Module, torch.Tensor | None], make: Callable[[nn.Module], Stream]
     ) -> None:
-        for name, child in list(module._modules.items()):
+        for name in list(module._modules):
+            child = module._modules[name]  # read late: a shared module may have been replaced under its other name
             if child is None or isinstance(child, _Streamed):
                 continue
             path = f"{prefix}{name}"
             example = calls.get(child)
-            if example is not None and any(isinstance(m, _CONVOLUTIONS) for m in child.modules()) and _captures(child, example, make):
-                part = _Streamed(path, child, make)
+            convolves = any(isinstance(m, _CONVOLUTIONS) for m in child.modules())
+            stream = _prepared(child, example, make) if example is not None and convolves else None
+            if stream is not None:
+                part = _Streamed(path, child, stream, make)
                 self.parts.append(part)
                 for owner in self.model.modules():  # a shared module is one part wherever it hangs
                     for key, value in owner._modules.items():
@@ -110,18 +113,19 @@ class PartialModel:
                 stream.reset()
 
     def streams(self) -> Iterator[tuple[str, Stream]]:
-        """(call-site prefix, stream) of every part that has been called."""
+        """(call-site prefix, stream) of every call of every part so far; the first one exists from the start."""
         for part in self.parts:
             yield from part.named_streams()
 
 
-def _captures(module: nn.Module, example: torch.Tensor, make: Callable[[nn.Module], Stream]) -> bool:
+def _prepared(module: nn.Module, example: torch.Tensor, make: Callable[[nn.Module], Stream]) -> Stream | None:
+    """A stream of the module, captured and packed, or None if it cannot be captured."""
+    stream = make(module)
     try:
-        stream = make(module)
-        stream._prepare(stream._checked(example))
+        stream._prepare(stream._checked(example))  # same package
     except (CaptureError, ShapeError, TypeError, ValueError):
-        return False
-    return True
+        return None
+    return stream
 
 
 def _copy_tree(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
@@ -139,14 +143,15 @@ def _copy_tree(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module
 
 
 def _record_calls(model: nn.Module, frame: torch.Tensor, reason: CaptureError) -> dict[nn.Module, torch.Tensor | None]:
-    """Runs the model once; module -> the map it was called with, or None if it was called with anything else."""
+    """Runs the model once; module -> the map it was first called with, or None if it was called with anything else."""
     calls: dict[nn.Module, torch.Tensor | None] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         plain = len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor) and args[0].dim() == 4 and args[0].is_floating_point()
-        if module in calls and calls[module] is None:
-            return
-        calls[module] = args[0].detach() if plain else None
+        if not plain:
+            calls[module] = None
+        elif module not in calls:
+            calls[module] = args[0].detach()
 
     for module in model.modules():  # hooks of the copy: the user's own hooks stay where they are
         module._forward_pre_hooks = type(module._forward_pre_hooks)(module._forward_pre_hooks)

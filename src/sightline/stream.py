@@ -350,23 +350,10 @@ class Stream:
     def _lower(self, plan: Plan) -> Lowered | None:
         if self._backend == "torch":
             return None
-        reason = native.why_not(plan)
-        frame_dtype = plan.graph.input.dtype
-        if self._dtype not in (None, frame_dtype):
-            reason = f"dtype={self._dtype}; the native executor computes in float32"
-        if not reason and self._device_of(plan) != "cpu":
-            reason = "the model is not on the CPU"
+        reason = native.why_not(plan, self._dtype)
         if reason and self._backend == "native":
             raise BackendError(f"backend='native' cannot run this model: {reason}. Use backend='auto' or 'torch'.")
         return None if reason else native.lower_natively(plan)
-
-    @staticmethod
-    def _device_of(plan: Plan) -> str:
-        for node in plan.graph.nodes:
-            for value in node.attrs.values():
-                if isinstance(value, torch.Tensor):
-                    return value.device.type
-        return "cpu"
 
     def _name(self) -> str:
         return getattr(self._model, "name", None) or type(self._model).__name__

@@ -8,7 +8,7 @@ import functools
 import torch
 
 from sightline import kernels
-from sightline.errors import BackendError, FrameError
+from sightline.errors import FrameError
 from sightline.graph.executor import Executor, own, run_chain, same, tensors_of
 from sightline.graph.ir import Node
 from sightline.graph.lower import Lowered, lower
@@ -18,28 +18,27 @@ _NORMS = {"rms": 0, "max": 1, "l2": 2}
 _FILTERS = {None: 0, "vote": 1, "block": 2}
 
 
-def why_not(plan: Plan) -> str:
-    """Why a plan cannot run natively, or "" if it can."""
+def why_not(plan: Plan, dtype: torch.dtype | None = None) -> str:
+    """Why a plan cannot run natively in this element type (None: the frame's own), or "" if it can."""
     frame = plan.graph.input
     if kernels.native() is None:
         return str(kernels.native_status()["reason"])
     if frame.dtype != torch.float32:
         return f"the frame is {frame.dtype}; the native executor computes in float32"
+    if dtype not in (None, torch.float32):
+        return f"dtype={dtype}; the native executor computes in float32"
     if frame.shape is None or len(frame.shape) != 4:
         return f"the frame has shape {frame.shape}; the native executor takes (n, c, h, w)"
+    tensors = (value for node in plan.graph.nodes for value in node.attrs.values() if isinstance(value, torch.Tensor))
+    if next((value.device.type for value in tensors), "cpu") != "cpu":
+        return "the model is not on the CPU"
     return ""
 
 
 def lower_natively(plan: Plan) -> Lowered:
-    """Lowers a plan for this process's instruction set.
-
-    Raises:
-        BackendError: the plan cannot run natively; the message says why.
-    """
+    """Lowers a plan, against which `why_not` has nothing to say, for this process's instruction set."""
     module = kernels.native()
-    reason = why_not(plan)
-    if module is None or reason:
-        raise BackendError(f"backend='native' cannot run this model: {reason}. Use backend='auto' or 'torch'.")
+    assert module is not None
     return lower(plan, module, kernels.isa())
 
 

@@ -129,9 +129,6 @@ NB_MODULE(_native, m) {
         return out;
       })
       .def("sites_address", [](const State& s, int step) { return reinterpret_cast<uintptr_t>(s.sites.at((size_t)step).bits.data()); })
-      .def("changed_address", [](const State& s, int tensor) {
-        return reinterpret_cast<uintptr_t>(s.changed.at((size_t)s.program->tensors.at((size_t)tensor).mask).bits.data());
-      })
       .def("force_sites", [](State& s, int step, uintptr_t mask) {
         // Benchmarks and tests: this step computes exactly these sites, whatever changed. 0 gives control back.
         Mask& to = s.sites.at((size_t)step);
