@@ -118,19 +118,21 @@ def assert_within(executor: Executor, thresholds: Mapping[Step, float], norm: st
         return value.to(torch.float64) if isinstance(value, Tensor) and value.is_floating_point() else value  # type: ignore[return-value]
 
     for step in executor.plan.steps:
-        if step.head.op in {"input", "constant"}:
+        if step.head.op in {"input", "constant"} or not executor.holds(step):
             continue
         held = executor.value(step.output)
         if not isinstance(held, Tensor) or not held.is_floating_point() or not held.numel():
             continue
-        exact, plain = run_chain(step.nodes, exact_input), run_chain(step.nodes, executor.value)  # type: ignore[arg-type]
+        chain = executor.chain(step)
+        exact, plain = run_chain(chain, exact_input), run_chain(chain, executor.value)  # type: ignore[arg-type]
+        reads = {node for part in chain for node in part.inputs if node not in chain}
         channels = held.dim() in {2, 4}
         limit = thresholds.get(step, 0.0) if channels else 0.0
         delta = exact - held.to(torch.float64)
         worst = float((distance(delta, norm) if channels else delta.abs()).max())
         # forgiven: rounding of every channel, also where large inputs cancel, and of the comparison, which is done in the map's own type
         given = [
-            value for value in map(executor.value, step.reads) if isinstance(value, Tensor) and value.is_floating_point() and value.numel()
+            value for value in map(executor.value, reads) if isinstance(value, Tensor) and value.is_floating_point() and value.numel()
         ]
         cancelled = FLOORS[held.dtype] * max((float(value.nan_to_num(0, 0, 0).abs().max()) for value in given), default=0.0)
         slack = (allowed(plain, exact) + cancelled) * (
@@ -141,7 +143,7 @@ def assert_within(executor: Executor, thresholds: Mapping[Step, float], norm: st
 
 def snapshot(executor: Executor) -> dict[Step, Tensor]:
     """Copies of all maps and vectors that steps hold, to be compared with later."""
-    held = {step: executor.value(step.output) for step in executor.plan.steps if step.head.op != "constant"}
+    held = {step: executor.value(step.output) for step in executor.plan.steps if step.head.op != "constant" and executor.holds(step)}
     return {step: value.clone() for step, value in held.items() if isinstance(value, Tensor) and value.dim() in {2, 4}}
 
 

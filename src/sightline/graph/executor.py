@@ -38,6 +38,15 @@ class Executor(ABC):
     def value(self, node: Node) -> object:
         """The held value of a node, not copied."""
 
+    def holds(self, step: Step) -> bool:
+        """Whether the value of a step is held; False where a later step computes it as it goes."""
+        return True
+
+    def chain(self, step: Step) -> list[Node]:
+        """The nodes that lead from held values to the value of a held step, in execution order."""
+        parts = [part for part in self.plan.steps if part.inside is step and not self.holds(part)]
+        return [node for part in [*parts, step] for node in part.nodes]
+
     @property
     @abstractmethod
     def counted(self) -> list[Step]:

@@ -18,6 +18,7 @@ import torch
 from sightline.footprint import WindowFootprint
 from sightline.graph import rules
 from sightline.graph.ir import Node
+from sightline.graph.blocks import is_depthwise
 from sightline.graph.plan import Plan, Step
 
 # Same order as enum Act in csrc/isa.h.
@@ -28,6 +29,7 @@ _ACTS = (
 _BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")  # enum Binary
 _SLACK = 64  # floats behind the last pixel of a storage, see csrc/isa.h
 _LARGEST = 2**31 - 1
+NOT_HELD = -1  # in place of a storage: a map that a later step computes as it goes
 
 
 class Unsupported(Exception):  # noqa: N818  (control flow inside this file, never seen outside)
@@ -110,6 +112,7 @@ class _Lowering:
         self.places: dict[Node, tuple[int, int, int]] = {}  # node -> (storage, channel offset, ld)
         self.keep: list[Any] = []  # arrays whose addresses C++ is reading at the moment
         self.steps = 0
+        self.inside = self._blocks()
 
     def run(self) -> Lowered:
         self._place_concatenations()
@@ -153,11 +156,25 @@ class _Lowering:
             self.places[node] = (self.program.add_storage(n * h * w * c + _SLACK), 0, c)
         return self.places[node]
 
+    def _blocks(self) -> dict[Step, Step]:
+        """Steps that a later step computes as it goes -> that step, where all of a block has native steps."""
+        blocks: dict[Step, list[Step]] = {}
+        for step in self.plan.steps:
+            if step.inside is not None:
+                blocks.setdefault(step.inside, []).append(step)
+        native = {
+            last: parts
+            for last, parts in blocks.items()
+            if all(_nhwc(s.output) is not None and (s.act is None or s.act.attrs["kind"] in _ACTS) for s in [last, *parts])
+        }
+        return {part: last for last, parts in native.items() for part in parts}
+
     def _tensor(self, node: Node, mask_of: int = -1) -> int:
         size = _nhwc(node)
         if size is None:
             raise Unsupported(f"its value is {node.dtype} of shape {node.shape}, not a float32 map or vector")
-        storage, channel, ld = self._place(node, size)
+        step = self.plan.by_output.get(node)
+        storage, channel, ld = (NOT_HELD, 0, size[3]) if step in self.inside else self._place(node, size)
         n, h, w, c = size
         tensor = self.program.add_tensor(storage, channel, n, h, w, c, ld, mask_of)
         self.out.tensors[node] = tensor
@@ -209,6 +226,7 @@ class _Lowering:
         assert native_id == self.steps
         self.steps += 1
         self.out.step_ids[step] = native_id
+        self._close_block(step, native_id)
         act, slope = 0, None
         params: tuple[float, ...] = (0.0, 0.0)
         if step.act is not None:
@@ -229,6 +247,14 @@ class _Lowering:
                 residual,
                 step.residual_after_act,
             )
+
+    def _close_block(self, last: Step, native_id: int) -> None:
+        parts = [self.out.step_ids[step] for step, end in self.inside.items() if end is last]
+        if not parts:
+            return
+        has_middle = last.inputs[0] in (step.output for step, end in self.inside.items() if end is last and is_depthwise(step))
+        middle = parts.pop() if has_middle else -1
+        self.program.fuse_block(native_id, middle, parts[0] if parts else -1)
 
     def _check_act(self, step: Step) -> None:
         if step.act is not None and step.act.attrs["kind"] not in _ACTS:

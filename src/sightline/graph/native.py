@@ -11,7 +11,7 @@ from sightline import kernels
 from sightline.errors import FrameError
 from sightline.graph.executor import Executor, own, run_chain, same, tensors_of
 from sightline.graph.ir import Node
-from sightline.graph.lower import Lowered, lower
+from sightline.graph.lower import NOT_HELD, Lowered, lower
 from sightline.graph.plan import Plan, Step
 
 _NORMS = {"rms": 0, "max": 1, "l2": 2}
@@ -59,7 +59,9 @@ class NativeExecutor(Executor):
         self._state = module.State(program, [s.data_ptr() for s in self._storages])
         self._state.set_norm(_NORMS[norm])
         self._state.set_filter(_FILTERS[noise])
-        self._views: dict[Node, torch.Tensor] = {node: self._view(tensor, node) for node, tensor in lowered.tensors.items()}
+        self._views: dict[Node, torch.Tensor] = {
+            node: self._view(tensor, node) for node, tensor in lowered.tensors.items() if lowered.views[tensor][0] != NOT_HELD
+        }
         for step in self.plan.steps:
             if step.head.op == "constant" and step.head not in self._views:
                 self._views[step.head] = step.head.attrs["value"]
@@ -138,6 +140,10 @@ class NativeExecutor(Executor):
         source = self._lowered.flat.get(node)
         return self._read(node) if source is None else self._read(source).flatten(1)
 
+    def holds(self, step: Step) -> bool:
+        tensor = self._lowered.tensors.get(step.output)
+        return tensor is None or self._lowered.views[tensor][0] != NOT_HELD
+
     @functools.cached_property
     def counted(self) -> list[Step]:
         native = [step for step, _ in sorted(self._lowered.step_ids.items(), key=lambda item: item[1])]
@@ -167,16 +173,18 @@ class NativeExecutor(Executor):
 
     def std(self, step: Step) -> float:
         tensor = self._lowered.tensors.get(step.output)
-        return float(self._state.tensor_std(tensor)) if tensor is not None else 0.0
+        return float(self._state.tensor_std(tensor)) if tensor is not None and self.holds(step) else 0.0
 
     def where(self, step: Step) -> tuple[str, str]:
         if step in self._lowered.reasons:
             return "torch", self._lowered.reasons[step]
+        if step.inside is not None and not self.holds(step):
+            return "native", f"not held: computed inside {step.inside.name}"
         return "native", self._lowered.renamed.get(step, "")
 
     def memory(self) -> dict[str, int]:
         table: dict[str, int] = {}
-        seen: set[int] = set(self._lowered.constants)
+        seen: set[int] = {NOT_HELD, *self._lowered.constants}
         for node, tensor in self._lowered.tensors.items():
             storage = self._lowered.views[tensor][0]
             if storage not in seen:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sightline.graph import rules
+from sightline.graph import blocks, rules
 from sightline.graph.ir import Graph, Node
 from sightline.graph.simplify import simplify
 
@@ -32,7 +32,8 @@ class Step:
         residual: the node whose value is added, or None.
         residual_after_act: the addition comes after the activation.
         act: the fused (or sole) activation node, or None.
-        truncates: whether a threshold applies (some steps only move values, or feed nobody).
+        truncates: whether a threshold applies (some steps only move values, or feed nobody, or are not held).
+        inside: the later step that may compute this one as it goes, so that its value need not be held (see blocks.py), or None.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Step:
     residual_after_act: bool = False
     act: Node | None = None
     truncates: bool = True
+    inside: Step | None = None
 
     @property
     def output(self) -> Node:
@@ -112,9 +114,10 @@ def make_plan(graph: Graph) -> Plan:
     steps = [step for _, step in finished]
     steps.sort(key=lambda step: step.head.op not in {"input", "constant"})  # stable: constants first
     steps.sort(key=lambda step: step.head.op != "input")
+    blocks.mark_blocks(graph, steps, users)
     for step in steps:
         feeds_someone = any(user for user in users[step.output])
-        step.truncates = step.head.op not in _MOVES_ONLY and feeds_someone
+        step.truncates = step.head.op not in _MOVES_ONLY and feeds_someone and step.inside is None
     return Plan(graph, steps)
 
 

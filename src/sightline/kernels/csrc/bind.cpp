@@ -93,6 +93,7 @@ NB_MODULE(_native, m) {
       .def("set_epilogue", [](Program& p, int step, int act, float p0, float p1, uintptr_t slope, int slope_size, int residual, bool after) {
         p.set_epilogue(step, act, p0, p1, pointer<float>(slope), slope_size, residual, after);
       })
+      .def("fuse_block", &Program::fuse_block)
       .def_prop_ro("weight_bytes", &Program::weight_bytes)
       .def_prop_ro("storages", [](const Program& p) { return p.storages; });
 

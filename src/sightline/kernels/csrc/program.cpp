@@ -63,10 +63,11 @@ int Program::add_storage(int64_t floats) {
 }
 
 int Program::add_tensor(int storage, int64_t offset, int n, int h, int w, int c, int ld, int mask_of) {
-  if (storage < 0 || storage >= (int)storages.size()) throw std::invalid_argument("tensor: no such storage");
+  const bool held = storage != -1;  // else a later step computes it as it goes
+  if (held && (storage < 0 || storage >= (int)storages.size())) throw std::invalid_argument("tensor: no such storage");
   if (n < 1 || h < 1 || w < 1 || c < 1 || ld < c || h > 65535 || w > 65535) throw std::invalid_argument("tensor: bad shape");
   if ((int64_t)n * h * w > INT32_MAX) throw std::invalid_argument("tensor: more than 2^31 positions");
-  if (offset < 0 || offset + ((int64_t)n * h * w - 1) * ld + c + 64 > storages[(size_t)storage])
+  if (held && (offset < 0 || offset + ((int64_t)n * h * w - 1) * ld + c + 64 > storages[(size_t)storage]))
     throw std::invalid_argument("tensor: does not fit its storage");
   Tensor t;
   t.storage = storage; t.offset = offset; t.n = n; t.h = h; t.w = w; t.c = c; t.ld = ld;
@@ -272,6 +273,25 @@ int Program::add_depthwise(int out, int in, int rows, int cols, const float* wei
   if (cx.regular && cx.dilation == 1 && (cx.stride == 1 || cx.stride == 2))
     set_inner_columns(s, cx);
   return (int)steps.size() - 1;
+}
+
+void Program::fuse_block(int last, int depthwise, int expand) {
+  Step& end = steps.at((size_t)last);
+  Step& middle = depthwise >= 0 ? steps.at((size_t)depthwise) : end;
+  auto only_reads = [&](const Step& s, const Step& source) { return s.links.size() == 1 && s.links[0].tensor == source.out; };
+  if (middle.kind != Kind::kDepthwise) throw std::invalid_argument("block: needs a depthwise convolution");
+  if (depthwise >= 0 && (end.kind != Kind::kConv || end.links[0].how != Reads::kSame || !only_reads(end, middle) || middle.residual >= 0))
+    throw std::invalid_argument("block: the last step must be a pointwise convolution of the depthwise one");
+  end.depthwise = depthwise;
+  end.expand = expand;
+  if (depthwise >= 0) middle.inside = true;
+  if (expand < 0) return;
+  Step& first = steps.at((size_t)expand);
+  if (first.kind != Kind::kConv || first.phases.size() != 1 || first.residual >= 0 || !only_reads(middle, first))
+    throw std::invalid_argument("block: the depthwise convolution must read the first step alone");
+  first.inside = true;
+  const int64_t ld = (tensors[(size_t)first.out].c + 15) / 16 * 16;
+  zero_floats = std::max<int64_t>(zero_floats, 64 * ld + 64);
 }
 
 int Program::add_max_pool(int out, int in, int rows, int cols) {

@@ -84,6 +84,10 @@ struct Step {
   // weighted windows
   std::vector<float> wy, wx, div_y, div_x;
   float divisor = 0;
+  // A block: this step computes the maps of one or two steps before it as it goes, and they are not held.
+  int expand = -1;     // step whose map the depthwise convolution reads
+  int depthwise = -1;  // step whose map this convolution reads; -1 where this step is the depthwise convolution itself
+  bool inside = false;  // this step is computed by a later one
   // element-wise
   int op = 0;
   std::vector<GatherPart> parts;
@@ -114,6 +118,9 @@ class Program {
   int add_union(int out, const std::vector<int>& parts);
   int add_external(int out);
   void set_epilogue(int step, int act, float p0, float p1, const float* slope, int slope_size, int residual, bool after_act);
+
+  // Lets `last` compute the steps that it is fed by: a depthwise convolution (or -1 where it is one itself), and what feeds that (or -1).
+  void fuse_block(int last, int depthwise, int expand);
 
   int64_t weight_bytes() const;
 
@@ -179,8 +186,13 @@ class State {
     std::vector<const float*> taps;
     std::vector<float> sums;
     std::vector<uint8_t> flags;
+    // of blocks
+    Aligned ring, middle;
+    std::vector<int> ring_row;
+    std::vector<Site> list, expand_list, places;
     float* row_space(size_t floats);
   };
+  struct Block;
   float* at(int tensor) const;
   bool find_sites(int step);
   void project(const Link& link, const Mask& from, const Tensor& tin, const Tensor& tout, Mask& to);
@@ -196,8 +208,15 @@ class State {
   void for_chunks(int step, int64_t work_per_site, F&& compute);
   void run_conv(int step);
   void conv_group(const Step& s, int phase, bool merged, const std::vector<Site>& list, const Publish& pub, int step);
+  void conv_pixels(const Step& s, const Phase& p, const ConvTile& shape, const Site* list, int count, const Publish& pub, int step,
+                   Scratch& w);
   void fill_taps(const Step& s, int phase, bool merged, const Site* list, int n, const float** taps) const;
   void run_depthwise(int step);
+  void run_block(int step);
+  void pull(const Link& link, const Mask& wanted, const Tensor& tin, const Tensor& tout, Mask& needed);
+  void block_part(const Block& b, int item, Scratch& w);
+  void block_expand(const Block& b, int row, int image, int c0, int c1, Scratch& w);
+  void block_depthwise(const Block& b, const Site* list, int n, int place, int image, int c0, Scratch& w);
   void run_windows(int step);
   void run_elementwise(int step);
   void run_gather(int step);

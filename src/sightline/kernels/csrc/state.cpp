@@ -7,25 +7,10 @@
 
 #include "pool.h"
 #include "program.h"
+#include "state_parts.h"
 
 namespace sightline {
 
-namespace {
-constexpr int kChunk = 96;                        // pixels that share one pass over a weight panel
-constexpr int64_t kSmallWeights = 400 * 1024;     // bytes: below this, weights stay in L2 whatever the loop order
-constexpr double kBusy = 0.7;                     // share of a map from which a step counts as busy
-constexpr uint8_t kLookAgain = 8;                 // frames for which a busy step publishes without comparing
-constexpr int64_t kSerialWork = 200 * 1000;       // multiply-accumulates below which threads do not pay
-
-template <class T>
-void grow(std::vector<T>& v, size_t n) {
-  if (v.size() < n) v.resize(n);
-}
-void grow(Aligned& a, size_t floats) {
-  if (a.size < floats) a = Aligned(floats);
-}
-void mark(uint8_t& flag) { __atomic_store_n(&flag, (uint8_t)1, __ATOMIC_RELAXED); }
-}  // namespace
 
 void Mask::shape(int r, int w) {
   rows = r;
@@ -365,6 +350,40 @@ void State::fill_taps(const Step& s, int phase, bool merged, const Site* list, i
   }
 }
 
+// All panels of a convolution over pixels whose taps lie in shape.taps; published.
+void State::conv_pixels(const Step& s, const Phase& p, const ConvTile& shape, const Site* list, int count, const Publish& pub, int step,
+                        Scratch& w) {
+  const Kernels& k = *program->k;
+  const bool in_registers = finishes_in_registers(pub), keeps_rows = !publishes_at_once(pub);
+  const int panels = (int)p.panels.size();
+  float* rows = keeps_rows ? w.row_space((size_t)count * s.ldo + 64) : nullptr;
+  grow(w.flags, (size_t)count);
+  grow(w.sums, (size_t)count * panels);
+  std::memset(w.flags.data(), 0, (size_t)count);
+  ConvTile t = shape;
+  t.ldo = s.ldo;
+  for (int i = 0; i < panels; ++i) {
+    const Panel& panel = p.panels[(size_t)i];
+    t.shift = panel.shift;
+    t.vectors = panel.vectors;
+    t.weights = s.weights.data + panel.weights;
+    t.bias = s.bias.data + panel.bias;
+    t.c0 = panel.c0;
+    t.valid = panel.valid;
+    for (int c = 0; c < count; c += kChunk) {
+      t.taps = shape.taps + (size_t)c * shape.ntaps;
+      t.pixels = std::min(kChunk, count - c);
+      t.out = rows ? rows + (size_t)c * s.ldo + panel.c0 : nullptr;
+      t.sums = w.sums.data() + (size_t)i * count + c;
+      if (in_registers) k.conv_publish(t, pub, list + c, w.flags.data() + c);
+      else k.conv(t);
+    }
+  }
+  if (!in_registers) return finish(step, pub, rows, s.ldo, list, count, w.flags.data());
+  if (keeps_rows) k.commit(pub, rows, s.ldo, w.sums.data(), count, panels, list, count, w.flags.data());
+  mark_changed(step, list, count, w.flags.data());
+}
+
 void State::conv_group(const Step& s, int phase, bool merged, const std::vector<Site>& list, const Publish& pub, int step) {
   const Kernels& k = *program->k;
   const Phase& p = s.phases[(size_t)phase];
@@ -414,20 +433,7 @@ void State::conv_group(const Step& s, int phase, bool merged, const std::vector<
     grow(w.taps, (size_t)even * ntaps + 1);
     grow(w.flags, (size_t)even);
     fill_taps(s, phase, merged, list.data() + from, count, w.taps.data());
-    float* rows = keeps_rows ? w.row_space((size_t)even * s.ldo + 64) : nullptr;
-    grow(w.sums, (size_t)even * panels);
-    std::memset(w.flags.data(), 0, (size_t)count);
-    const Site* sites_here = list.data() + from;
-    for (int i = 0; i < panels; ++i)
-      for (int c = 0; c < count; c += kChunk) {
-        const ConvTile t = tile(p.panels[(size_t)i], w.taps.data() + (size_t)c * ntaps, std::min(kChunk, count - c),
-                                rows ? rows + (size_t)c * s.ldo : nullptr, w.sums.data() + (size_t)i * even + c);
-        if (in_registers) k.conv_publish(t, pub, sites_here + c, w.flags.data() + c);
-        else k.conv(t);
-      }
-    if (!in_registers) return finish(step, pub, rows, s.ldo, sites_here, count, w.flags.data());
-    if (keeps_rows) k.commit(pub, rows, s.ldo, w.sums.data(), even, panels, sites_here, count, w.flags.data());
-    mark_changed(step, sites_here, count, w.flags.data());
+    conv_pixels(s, p, tile(p.panels[0], w.taps.data(), count, nullptr, nullptr), list.data() + from, count, pub, step, w);
   };
   if (parallel) Pool::instance().run(blocks, body);
   else
@@ -734,7 +740,22 @@ void State::run(int first, int last) {
   for (int i = first; i < last; ++i) {
     const Step& s = program->steps[(size_t)i];
     if (s.kind == Kind::kInput || s.kind == Kind::kExternal) continue;
-    if (!find_sites(i)) continue;
+    if (!find_sites(i)) {
+      for (int part : {s.expand, s.depthwise})
+        if (part >= 0) sites[(size_t)part].clear();
+      continue;
+    }
+    if (s.inside) {  // computed by a later step; all that can change counts as changed
+      Mask& to = changed[(size_t)program->tensors[(size_t)s.out].mask];
+      to.bits = sites[(size_t)i].bits;
+      to.row_any = sites[(size_t)i].row_any;
+      to.count = sites[(size_t)i].count;
+      continue;
+    }
+    if (s.expand >= 0 || s.depthwise >= 0) {
+      run_block(i);
+      continue;
+    }
     switch (s.kind) {
       case Kind::kConv: run_conv(i); break;
       case Kind::kDepthwise: run_depthwise(i); break;
@@ -803,6 +824,11 @@ int64_t State::bytes() const {
     vec(s->taps);
     vec(s->sums);
     vec(s->flags);
+    total += (int64_t)(s->ring.size + s->middle.size) * 4;
+    vec(s->ring_row);
+    vec(s->list);
+    vec(s->expand_list);
+    vec(s->places);
   }
   for (const auto& c : categories_) vec(c);
   for (const Aligned& a : row_sums_) total += (int64_t)a.size * 4;
