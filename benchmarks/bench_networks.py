@@ -3,7 +3,7 @@
 "uniform d": every step of the network computes the same share d of its positions, in blobs (one mask per resolution), and the frame
 changes in such a blob; this measures the engine, not what a video would need. "exact box": a box of 5 % of the frame moves, the
 threshold is 0, and all masks follow from it. "static": the same frame again. All of these time `stream(frame)` as a user calls it;
-"program" rows time the native call alone.
+"program" rows time the native call alone. With ``--dtype bfloat16`` everybody computes in bfloat16; frames stay float32.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from harness import Contestant, MissingPeer, blob_mask, main, must_agree, parser, race, show
+from harness import TOLERANCE, Contestant, MissingPeer, blob_mask, main, must_agree, parser, race, show
 from torch import Tensor
 
 import networks
@@ -25,6 +25,8 @@ from sightline.graph.executor import grid_of, run_chain
 DENSITIES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.01)
 NETWORKS = {"ResNet-50": networks.resnet50, "MobileNetV2": networks.mobilenet_v2}
 SIZES = ((224, 224), (480, 640))
+BFLOAT16 = 0.1  # largest relative error of one network in bfloat16 against another: digits lost in 50 layers, not mistakes
+BFLOAT16_STEP = 0.016  # of one step: two units in the last place of the largest value
 
 
 class Alternating:
@@ -60,6 +62,7 @@ def force(stream: sl.Stream, density: float) -> None:
 def check_steps(stream: sl.Stream, what: str) -> float:
     """Recomputes every step densely in PyTorch from the maps that it read; returns the largest relative error at its sites."""
     executor: Any = stream._executor
+    tolerance = BFLOAT16_STEP if stream._dtype == torch.bfloat16 else TOLERANCE
     worst = 0.0
     for step in executor.plan.steps:
         if step.head.op in {"input", "constant"} or executor.where(step)[1] == "a view" or not executor.holds(step):
@@ -68,14 +71,18 @@ def check_steps(stream: sl.Stream, what: str) -> float:
         if want.dim() == 4:
             sites = executor.sites_mask(step)[:, None].expand_as(want)
             want, got = want[sites], got[sites]
-        worst = max(worst, must_agree(f"{what}, step {step.name}", got, want))
+        worst = max(worst, must_agree(f"{what}, step {step.name}", got, want, tolerance))
     return worst
+
+
+def _peers(arguments: argparse.Namespace) -> dict[str, Any]:
+    return networks.PEERS_BFLOAT16 if arguments.dtype == "bfloat16" else networks.PEERS
 
 
 def dense_contestants(model: torch.nn.Module, frames: Alternating, arguments: argparse.Namespace, notes: list[str]) -> list[Contestant]:
     made = []
     want = model(frames.frames[0])
-    for name, (build, own_threads) in networks.PEERS.items():
+    for name, (build, own_threads) in _peers(arguments).items():
         if arguments.peers and name not in arguments.peers.split(","):
             continue
         try:
@@ -83,7 +90,7 @@ def dense_contestants(model: torch.nn.Module, frames: Alternating, arguments: ar
         except MissingPeer as error:
             notes.append(f"{name}: {error}")
             continue
-        must_agree(name, run(frames.frames[0]), want, 1e-3)
+        must_agree(name, run(frames.frames[0]), want, BFLOAT16 if arguments.dtype == "bfloat16" else 1e-3)
         made.append(Contestant(name, lambda run=run: run(frames()), own_threads=own_threads))  # type: ignore[misc]
     return made
 
@@ -116,10 +123,10 @@ def real_contestants(stream: sl.Stream, model: torch.nn.Module, frame: Tensor, w
     box[h // 3 : h // 3 + side_h, w // 3 : w // 3 + side_w] = True
     frames = Alternating(frame, changed(frame, box))
     stream(frame)
-    worst = 0.0
+    worst, tolerance = 0.0, BFLOAT16 if stream._dtype == torch.bfloat16 else TOLERANCE
     for _ in range(2):
         current = frames()
-        worst = max(worst, must_agree(f"{what}: exact box", stream(current), model(current)))
+        worst = max(worst, must_agree(f"{what}: exact box", stream(current), model(current), tolerance))
     macs = stream.stats.last.macs_done / stream.stats.last.macs_dense
     executor: Any = stream._executor
     made = [
@@ -139,7 +146,7 @@ def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
     notes: list[str] = []
     sizes = ((64, 64),) if arguments.quick else SIZES
     if arguments.quick and not arguments.peers:
-        arguments.peers = "eager,onnxruntime"
+        arguments.peers = "eager" if arguments.dtype == "bfloat16" else "eager,onnxruntime"
         notes.append("quick: torch.compile and openvino left out")
     for name, build in NETWORKS.items():
         for h, w in sizes:
@@ -153,7 +160,7 @@ def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
 def run_case(case: str, model: torch.nn.Module, size: tuple[int, int], arguments: argparse.Namespace, notes: list[str]) -> dict[str, Any]:
     torch.manual_seed(0)
     frame = torch.rand(1, 3, *size)
-    stream = sl.stream(model, backend="native", example=frame)
+    stream = sl.stream(model, backend="native", example=frame, dtype=torch.bfloat16 if arguments.dtype == "bfloat16" else None)
     uniform, worst_uniform = uniform_contestants(stream, frame, case)
     real, worst_real = real_contestants(stream.clone(), model, frame, case)
     full = Alternating(frame, changed(frame, torch.ones(size, dtype=torch.bool)))
@@ -161,7 +168,7 @@ def run_case(case: str, model: torch.nn.Module, size: tuple[int, int], arguments
     rounds, burst = (3, 1) if arguments.quick else (arguments.rounds, 2 if size[0] > 300 else 4)
     rows = race(rivals, threads=arguments.threads, rounds=rounds, burst=burst, budget=arguments.budget)
     show(case, rows)
-    summarise(rows)
+    summarise(rows, _peers(arguments))
     return {
         "case": case,
         "macs": stream.stats.total.macs_dense // max(1, stream.stats.total.frames),
@@ -170,10 +177,10 @@ def run_case(case: str, model: torch.nn.Module, size: tuple[int, int], arguments
     }
 
 
-def summarise(rows: list[dict[str, Any]]) -> None:
+def summarise(rows: list[dict[str, Any]], peers: Iterable[str]) -> None:
     """Prints speed-ups over the best dense peer."""
     time = {row["contestant"]: row["seconds"]["median"] for row in rows}
-    dense = {name: time[name] for name in networks.PEERS if name in time}
+    dense = {name: time[name] for name in peers if name in time}
     if dense:
         best = min(dense, key=lambda name: dense[name])
         ratios = "  ".join(f"{name} {dense[best] / t:.2f}" for name, t in time.items() if name not in dense)
@@ -182,7 +189,11 @@ def summarise(rows: list[dict[str, Any]]) -> None:
 
 if __name__ == "__main__":
     command = parser("networks", __doc__ or "")
-    command.add_argument("--peers", default="", help="comma-separated dense peers; default: all of " + ", ".join(networks.PEERS))
+    command.add_argument("--peers", default="", help="comma-separated dense peers; default: all")
+    command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="what everybody computes in")
     command.add_argument("--rounds", type=int, default=9, help="turns of every contestant")
     command.add_argument("--budget", type=float, default=150.0, help="seconds per network and size after which no new round starts")
-    sys.exit(main(command.parse_args(), measure))
+    given = command.parse_args()
+    if given.dtype == "bfloat16":
+        given.benchmark = "networks_bfloat16"
+    sys.exit(main(given, measure))

@@ -9,6 +9,7 @@ import io
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,8 @@ def onnxruntime(model: nn.Module | bytes, example: Tensor, threads: int) -> Runn
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
-def openvino(model: nn.Module | bytes, example: Tensor, threads: int) -> Runner:
-    """OpenVINO in float32, set up for latency."""
+def openvino(model: nn.Module | bytes, example: Tensor, threads: int, precision: str = "f32") -> Runner:
+    """OpenVINO, set up for latency; frames and outputs are float32 whatever it computes in ("f32" or "bf16")."""
     os.environ.setdefault("OPENVINO_TELEMETRY_DISABLED", "1")
     try:
         import openvino as ov
@@ -183,7 +184,7 @@ def openvino(model: nn.Module | bytes, example: Tensor, threads: int) -> Runner:
     data = model if isinstance(model, bytes) else _onnx_bytes(model, example)
     read = core.read_model(data, b"")
     read.reshape(list(example.shape))
-    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
     request = core.compile_model(read, "CPU", settings).create_infer_request()
     return lambda x: torch.from_numpy(request.infer([x.numpy()], share_inputs=True)[0])
 
@@ -194,4 +195,17 @@ PEERS: dict[str, tuple[Callable[[Any, Tensor, int], Runner], bool]] = {
     "torch.compile": (compiled, False),
     "onnxruntime": (onnxruntime, False),
     "openvino": (openvino, True),
+}
+
+
+def eager_bfloat16(model: nn.Module, example: Tensor, threads: int) -> Runner:
+    """PyTorch with weights and maps of bfloat16, channels last, batch norm folded."""
+    run = eager(model.to(torch.bfloat16), example, threads)
+    return lambda x: run(x.to(torch.bfloat16))
+
+
+# ONNX Runtime's CPU provider has no convolutions of bfloat16.
+PEERS_BFLOAT16: dict[str, tuple[Callable[[Any, Tensor, int], Runner], bool]] = {
+    "eager": (eager_bfloat16, False),
+    "openvino": (partial(openvino, precision="bf16"), True),
 }

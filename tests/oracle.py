@@ -131,9 +131,7 @@ def assert_within(executor: Executor, thresholds: Mapping[Step, float], norm: st
         delta = exact - held.to(torch.float64)
         worst = float((distance(delta, norm) if channels else delta.abs()).max())
         # forgiven: rounding of every channel, also where large inputs cancel, and of the comparison, which is done in the map's own type
-        given = [
-            value for value in map(executor.value, reads) if isinstance(value, Tensor) and value.is_floating_point() and value.numel()
-        ]
+        given = [value for value in map(executor.value, reads) if isinstance(value, Tensor) and value.is_floating_point() and value.numel()]
         cancelled = FLOORS[held.dtype] * max((float(value.nan_to_num(0, 0, 0).abs().max()) for value in given), default=0.0)
         slack = (allowed(plain, exact) + cancelled) * (
             held.shape[1] ** 0.5 if norm == "l2" and channels else 1.0

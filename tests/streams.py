@@ -67,7 +67,10 @@ class Backend(NamedTuple):
 
 _needs_native = pytest.mark.skipif(not kernels.native_status()["available"], reason=str(kernels.native_status()["reason"]))
 FLOAT32 = [pytest.param(Backend("native", torch.float32), marks=_needs_native), pytest.param(Backend("torch", torch.float32))]
-OTHERS = [pytest.param(Backend("torch", dtype)) for dtype in (torch.float64, torch.bfloat16, torch.float16)]
+OTHERS = [
+    pytest.param(Backend("native", torch.bfloat16), marks=_needs_native),
+    *(pytest.param(Backend("torch", dtype)) for dtype in (torch.float64, torch.bfloat16, torch.float16)),
+]
 
 
 def _shown(value: object) -> str:

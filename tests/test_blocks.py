@@ -38,7 +38,8 @@ class Residual(nn.Module):
         self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.inner(x)
+        y: Tensor = self.inner(x)
+        return x + y
 
 
 def inverted(
@@ -97,6 +98,23 @@ def native(plan: Plan, isa: str | None = None, norm: str = "rms") -> NativeExecu
     module = kernels.native()
     assert module is not None
     return NativeExecutor(lower(plan, module, isa or module.usable_isas()[0]), norm, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_in_one_pass_or_map_by_map_the_bits_are_the_same(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plan, shape = build(name)
+    monkeypatch.setattr(blocks, "LEAST_BYTES", 1 << 40)
+    held = make_plan(capture(model, torch.zeros(shape)))
+    assert not any(step.inside for step in held.steps)
+    module = kernels.native()
+    assert module is not None
+    for isa in module.usable_isas():
+        one, other = (NativeExecutor(lower(p, module, isa, dtype), "rms", None) for p in (plan, held))
+        for frame in video(shape, 4, 9):
+            one.run(frame)
+            other.run(frame)
+            oracle.assert_bits_equal([v + 0 for v in result(one)], [v + 0 for v in result(other)], f"{isa}, {dtype}")
 
 
 def result(executor: Executor) -> list[Tensor]:
@@ -174,7 +192,9 @@ def test_the_first_convolution_computes_what_the_windows_read(name: str) -> None
             if step.inside is None or blocks.is_depthwise(step):
                 continue
             middle = next(s for s in plan.steps if s.inputs and s.inputs[0] is step.output)
-            wanted = rules.rule_of(middle.head).footprint(middle.head).inputs_of(Sites.from_mask(executor.sites_mask(middle)))
+            footprint = rules.rule_of(middle.head).footprint(middle.head)
+            assert footprint is not None
+            wanted = footprint.inputs_of(Sites.from_mask(executor.sites_mask(middle)))
             assert torch.equal(executor.sites_mask(step), wanted.mask), step.name
 
 

@@ -40,8 +40,15 @@ def executors(plan: Plan, norm: str = "rms") -> dict[str, Executor]:
     return {"torch": TorchExecutor(plan, norm, None), **native}
 
 
-def plan_of(model: nn.Module, shape: tuple[int, ...]) -> Plan:
-    return make_plan(capture(model, torch.zeros(shape)))
+def bfloat16_executors(plan: Plan, norm: str = "rms", turn: int = 0) -> dict[str, Executor]:
+    """Native executors in bfloat16: the best instruction set, and one of the others (which emulate) in turn."""
+    best, *others = _module().usable_isas()
+    isas = [best, others[turn % len(others)]] if others else [best]
+    return {f"bfloat16, {isa}": NativeExecutor(lower(plan, _module(), isa, torch.bfloat16), norm, None) for isa in isas}
+
+
+def plan_of(model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Plan:
+    return make_plan(capture(model, torch.zeros(shape, dtype=dtype)))
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -76,6 +83,37 @@ def test_parity(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_parity_in_bfloat16(case: Case) -> None:
+    """The same for a model and frames of bfloat16; and sparse is what dense is, to the bit."""
+    model = case.model().to(torch.bfloat16)
+    plan = plan_of(model, case.shape, torch.bfloat16)
+    exact, frames = copy.deepcopy(model).double(), video(case.shape, 3, 1, torch.bfloat16)
+    with torch.no_grad():
+        plain, truth = [model(frame) for frame in frames], [exact(frame.double()) for frame in frames]
+    for name, executor in bfloat16_executors(plan, turn=CASES.index(case)).items():
+        for index, frame in enumerate(frames):
+            before = {} if executor.fresh else oracle.snapshot(executor)
+            executor.run(frame)
+            where = f"{name}, frame {index}"
+            oracle.assert_law([executor.value(node) for node in plan.graph.outputs], plain[index], truth[index], where)
+            oracle.assert_untouched_outside_sites(executor, before, where)
+        sparse = [_unsigned_zeros(executor.value(node)) for node in plan.graph.outputs]
+        executor.reset()
+        executor.run(frames[-1])
+        oracle.assert_bits_equal(
+            sparse, [_unsigned_zeros(executor.value(node)) for node in plan.graph.outputs], f"{name}: its own dense run"
+        )
+    # a float32 tensor inside the function makes float32 of what it meets, in PyTorch and here
+    mixed = any(node.dtype == torch.float32 for node in plan.graph.nodes)
+    assert (case.native and not mixed) == (not [step for step in plan.steps if executor.where(step)[0] != "native"])
+
+
+def _unsigned_zeros(value: object) -> object:
+    """-0 equals 0 and so does not count as changed: which of the two is held depends on the past."""
+    return value + 0 if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_held_maps_stay_within_their_thresholds(case: Case) -> None:
     """Law 2, layer by layer; recomputed from what is held. A small threshold, so that nothing hides behind it, and a large one."""
     norms = ["rms", "max", "l2"]
@@ -92,6 +130,24 @@ def test_held_maps_stay_within_their_thresholds(case: Case) -> None:
                         executor.set_threshold(step, value)
                 else:
                     oracle.assert_within(executor, thresholds, norm, f"{name}, {norm}, frame {index}")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_held_maps_of_bfloat16_stay_within_their_thresholds(case: Case) -> None:
+    """A model of float32 computed in bfloat16; frames of float32."""
+    norm = ["rms", "max", "l2"][CASES.index(case) % 3]
+    plan = plan_of(case.model(), case.shape)
+    both = list(bfloat16_executors(plan, norm, CASES.index(case)).items())
+    for name, executor in both[CASES.index(case) % len(both) :][:1]:
+        thresholds = {}
+        for index, frame in enumerate(video(case.shape, 3, 2)):
+            executor.run(frame)
+            if index == 0:
+                thresholds = {step: 0.2 * executor.std(step) for step in plan.steps}
+                for step, value in thresholds.items():
+                    executor.set_threshold(step, value)
+            else:
+                oracle.assert_within(executor, thresholds, norm, f"{name}, {norm}, frame {index}")
 
 
 def test_long_sums_are_as_exact_as_plain_pytorch() -> None:

@@ -72,7 +72,9 @@ def stream(
             pixels may then stay further than the threshold from the true frame.
         aoi: not available yet; must be None.
         backend: "auto" (native where it can, else torch), "native" or "torch".
-        dtype: element type to compute in; default: the frame's. The native executor computes in float32.
+        dtype: element type to compute in, and of the outputs; default: the frame's. The native executor takes float32 and bfloat16
+            (maps and weights; sums are float32). bfloat16 halves the state and, where the CPU has instructions for it
+            (`sightline doctor`), the time; elsewhere it is emulated and slower than float32.
         example: a tensor like the frames to come; if given, the model is captured now and not at the first frame.
 
     Returns:
@@ -198,7 +200,7 @@ class Stream:
             self._apply_thresholds()
             first = executor.fresh
             start = time.perf_counter()
-            self._run(executor, frame if self._dtype is None else frame.to(self._dtype))
+            self._run(executor, frame)
             outputs = self._outputs()
             seconds = time.perf_counter() - start
             if first:
@@ -278,7 +280,7 @@ class Stream:
         if self._lowered is not None:
             self._executor = native.NativeExecutor(self._lowered, self._norm, self._noise)
         else:
-            self._executor = TorchExecutor(self._plan, self._norm, self._noise)
+            self._executor = TorchExecutor(self._plan, self._norm, self._noise, self._dtype)
         self._signature = signature
         self._seen_version = -1
 
@@ -353,7 +355,7 @@ class Stream:
         reason = native.why_not(plan, self._dtype)
         if reason and self._backend == "native":
             raise BackendError(f"backend='native' cannot run this model: {reason}. Use backend='auto' or 'torch'.")
-        return None if reason else native.lower_natively(plan)
+        return None if reason else native.lower_natively(plan, self._dtype)
 
     def _name(self) -> str:
         return getattr(self._model, "name", None) or type(self._model).__name__

@@ -93,7 +93,10 @@ def executors() -> list[dict[str, Any]]:
     """Each executor with whether it can be used here, and why not."""
     rows: list[dict[str, Any]] = [{"name": "torch", "usable": True, "reason": "reference; every operation, dtype and device"}]
     native = native_status()
-    details = f"instruction set {native.get('isa')} of {_listed(native.get('isas'))}, {native.get('threads')} threads"
+    details = (
+        f"instruction set {native.get('isa')} of {_listed(native.get('isas'))}, bfloat16 {native.get('bfloat16')}, "
+        f"{native.get('threads')} threads"
+    )
     rows.append(
         {"name": "native", "usable": bool(native["available"]), "reason": details if native["available"] else str(native["reason"])}
     )
@@ -106,7 +109,7 @@ def executors() -> list[dict[str, Any]]:
 
 
 def native_status() -> dict[str, Any]:
-    """What the native executor says of itself: available, reason, isa, isas, threads."""
+    """What the native executor says of itself: available, reason, isa, isas, bfloat16, threads."""
     try:
         status: dict[str, Any] = importlib.import_module("sightline.kernels").native_status()
     except (ImportError, AttributeError) as error:

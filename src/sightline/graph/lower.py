@@ -17,8 +17,8 @@ import torch
 
 from sightline.footprint import WindowFootprint
 from sightline.graph import rules
-from sightline.graph.ir import Node
 from sightline.graph.blocks import is_depthwise
+from sightline.graph.ir import Node
 from sightline.graph.plan import Plan, Step
 
 # Same order as enum Act in csrc/isa.h.
@@ -27,7 +27,7 @@ _ACTS = (
     "mish", "softplus", "exp", "sqrt", "abs", "neg",
 )  # fmt: skip
 _BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")  # enum Binary
-_SLACK = 64  # floats behind the last pixel of a storage, see csrc/isa.h
+_SLACK = 64  # elements behind the last pixel of a storage, see csrc/isa.h
 _LARGEST = 2**31 - 1
 NOT_HELD = -1  # in place of a storage: a map that a later step computes as it goes
 
@@ -53,7 +53,8 @@ class Lowered:
     Attributes:
         program: the C++ program.
         segments: in execution order.
-        tensors: node -> tensor id, for every value that is a map or a vector of float32.
+        dtype: element type of maps and weights, float32 or bfloat16; sums are float32.
+        tensors: node -> tensor id, for every value that is a map or a vector of the frame's element type.
         views: tensor id -> (storage, offset, (n, h, w, c), ld).
         step_ids: plan step -> native step id; steps that only rename memory are missing.
         constants: storage id -> its content.
@@ -64,6 +65,7 @@ class Lowered:
 
     plan: Plan
     program: Any
+    dtype: torch.dtype = torch.float32
     segments: list[Segment] = field(default_factory=list)
     tensors: dict[Node, int] = field(default_factory=dict)
     views: dict[int, tuple[int, int, tuple[int, int, int, int], int]] = field(default_factory=dict)
@@ -74,15 +76,22 @@ class Lowered:
     flat: dict[Node, Node] = field(default_factory=dict)
 
 
-def lower(plan: Plan, module: ModuleType, isa: str) -> Lowered:
-    """Lowers a plan; weights are packed here, once for all streams."""
-    return _Lowering(plan, module, isa).run()
+def lower(plan: Plan, module: ModuleType, isa: str, dtype: torch.dtype = torch.float32) -> Lowered:
+    """Lowers a plan; weights are packed here, once for all streams.
+
+    Args:
+        plan: what to lower; values of the frame's element type become maps, whichever it is.
+        module: the compiled library.
+        isa: one of its instruction sets.
+        dtype: what to compute in: float32 or bfloat16.
+    """
+    return _Lowering(plan, module, isa, dtype).run()
 
 
-def _nhwc(node: Node) -> tuple[int, int, int, int] | None:
-    """Size as a channels-last map, or None if the value is not a map or vector of float32."""
+def _nhwc(node: Node, dtype: torch.dtype | None) -> tuple[int, int, int, int] | None:
+    """Size as a channels-last map, or None if the value is not a map or vector of this element type."""
     shape = node.shape
-    if shape is None or node.dtype != torch.float32 or 0 in shape:
+    if shape is None or node.dtype != dtype or 0 in shape:
         return None
     if len(shape) == 4:
         n, c, h, w = shape
@@ -104,9 +113,10 @@ def _address(tensor: torch.Tensor | None) -> int:
 
 
 class _Lowering:
-    def __init__(self, plan: Plan, module: ModuleType, isa: str) -> None:
+    def __init__(self, plan: Plan, module: ModuleType, isa: str, dtype: torch.dtype) -> None:
         self.plan = plan
-        self.out = Lowered(plan, module.Program(isa))
+        self.out = Lowered(plan, module.Program(isa, dtype == torch.bfloat16), dtype)
+        self.captured = plan.graph.input.dtype  # of the values that become maps
         self.program = self.out.program
         self.users = plan.graph.users()
         self.places: dict[Node, tuple[int, int, int]] = {}  # node -> (storage, channel offset, ld)
@@ -134,14 +144,14 @@ class _Lowering:
         """Lets the inputs of a channel-wise cat be written straight into it; outermost first."""
         for step in reversed(self.plan.steps):
             node = step.head
-            size = _nhwc(node)
-            if node.op != "cat" or node.attrs["dim"] != 1 or size is None or any(_nhwc(i) is None for i in node.inputs):
+            size = _nhwc(node, self.captured)
+            if node.op != "cat" or node.attrs["dim"] != 1 or size is None or any(_nhwc(i, self.captured) is None for i in node.inputs):
                 continue
             storage, base, ld = self._place(node, size)
             channel = base
             for part in node.inputs:
                 producer = self.plan.by_output.get(part)
-                width = _nhwc(part)[3]  # type: ignore[index]
+                width = _nhwc(part, self.captured)[3]  # type: ignore[index]
                 if part not in self.places and node.inputs.count(part) == 1 and producer is not None and self._writes(producer):
                     self.places[part] = (storage, channel, ld)
                 channel += width
@@ -165,14 +175,14 @@ class _Lowering:
         native = {
             last: parts
             for last, parts in blocks.items()
-            if all(_nhwc(s.output) is not None and (s.act is None or s.act.attrs["kind"] in _ACTS) for s in [last, *parts])
+            if all(_nhwc(s.output, self.captured) is not None and (s.act is None or s.act.attrs["kind"] in _ACTS) for s in [last, *parts])
         }
         return {part: last for last, parts in native.items() for part in parts}
 
     def _tensor(self, node: Node, mask_of: int = -1) -> int:
-        size = _nhwc(node)
+        size = _nhwc(node, self.captured)
         if size is None:
-            raise Unsupported(f"its value is {node.dtype} of shape {node.shape}, not a float32 map or vector")
+            raise Unsupported(f"its value is {node.dtype} of shape {node.shape}, not a map or vector of {self.captured}")
         step = self.plan.by_output.get(node)
         storage, channel, ld = (NOT_HELD, 0, size[3]) if step in self.inside else self._place(node, size)
         n, h, w, c = size
@@ -183,7 +193,7 @@ class _Lowering:
 
     def _read(self, node: Node) -> int:
         if node not in self.out.tensors:
-            raise Unsupported(f"it reads '{node.name}', which is not a float32 map or vector")
+            raise Unsupported(f"it reads '{node.name}', which is not a map or vector of {self.captured}")
         return self.out.tensors[node]
 
     def _axes(self, rows: np.ndarray[Any, Any], cols: np.ndarray[Any, Any], h: int, w: int) -> tuple[int, int]:
@@ -205,8 +215,8 @@ class _Lowering:
         head = step.head
         if head.op == "constant":
             return self._constant(step)
-        if _nhwc(step.output) is None:
-            raise Unsupported(f"its value is {step.output.dtype} of shape {step.output.shape}, not a float32 map or vector")
+        if _nhwc(step.output, self.captured) is None:
+            raise Unsupported(f"its value is {step.output.dtype} of shape {step.output.shape}, not a map or vector of {self.captured}")
         if head.op == "input":
             if len(head.shape or ()) != 4:
                 raise Unsupported("the frame is not (n, c, h, w)")
@@ -263,7 +273,7 @@ class _Lowering:
     def _constant(self, step: Step) -> None:
         node = step.head
         value = node.attrs["value"]
-        if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
+        if not isinstance(value, torch.Tensor) or value.dtype != self.captured:
             return
         # Broadcasting aligns the last axes, so where they lie in a map depends on who reads them.
         ranks = {len(user.shape or ()) for user in self.users[node]} or {value.dim()}
@@ -271,18 +281,18 @@ class _Lowering:
         if ranks or rank not in {2, 4} or value.dim() > rank:
             return
         shape = (*(1,) * (rank - value.dim()), *value.shape, *(1,) * (4 - rank))
-        stand_in = Node(node.name, "constant", shape=shape, dtype=torch.float32)
-        if _nhwc(stand_in) is None:
+        stand_in = Node(node.name, "constant", shape=shape, dtype=self.captured)
+        if _nhwc(stand_in, self.captured) is None:
             return
         tensor = self.out.tensors[node] = self._tensor(stand_in)
         del self.out.tensors[stand_in]
         storage, _, size, _ = self.out.views[tensor]
-        content = torch.zeros(int(np.prod(size)) + _SLACK)
+        content = torch.zeros(int(np.prod(size)) + _SLACK, dtype=self.out.dtype)
         content[:-_SLACK] = value.detach().cpu().reshape(shape).permute(0, 2, 3, 1).reshape(-1)
         self.out.constants[storage] = content
 
     def _external(self, step: Step) -> None:
-        if _nhwc(step.output) is None:
+        if _nhwc(step.output, self.captured) is None:
             return
         native_id = self.program.add_external(self._tensor(step.output))
         assert native_id == self.steps
@@ -432,7 +442,7 @@ class _Lowering:
         self._check_act(step)
         if len(step.inputs) != 2:
             raise Unsupported("two operands are needed")
-        out = _nhwc(step.head)
+        out = _nhwc(step.head, self.captured)
         operands = [self._read(node) for node in step.inputs]
         for tensor, node in zip(operands, step.inputs, strict=True):
             same_rank = node.op == "constant" or len(node.shape or ()) == len(step.head.shape or ())

@@ -16,6 +16,7 @@ from sightline.graph.plan import Plan, Step
 
 _NORMS = {"rms": 0, "max": 1, "l2": 2}
 _FILTERS = {None: 0, "vote": 1, "block": 2}
+_TYPES = (torch.float32, torch.bfloat16)  # what the native executor computes in
 
 
 def why_not(plan: Plan, dtype: torch.dtype | None = None) -> str:
@@ -23,10 +24,10 @@ def why_not(plan: Plan, dtype: torch.dtype | None = None) -> str:
     frame = plan.graph.input
     if kernels.native() is None:
         return str(kernels.native_status()["reason"])
-    if frame.dtype != torch.float32:
-        return f"the frame is {frame.dtype}; the native executor computes in float32"
-    if dtype not in (None, torch.float32):
-        return f"dtype={dtype}; the native executor computes in float32"
+    if dtype is None and frame.dtype not in _TYPES:
+        return f"the frame is {frame.dtype}; the native executor computes in float32 or bfloat16"
+    if dtype is not None and dtype not in _TYPES:
+        return f"dtype={dtype}; the native executor computes in float32 or bfloat16"
     if frame.shape is None or len(frame.shape) != 4:
         return f"the frame has shape {frame.shape}; the native executor takes (n, c, h, w)"
     tensors = (value for node in plan.graph.nodes for value in node.attrs.values() if isinstance(value, torch.Tensor))
@@ -35,11 +36,13 @@ def why_not(plan: Plan, dtype: torch.dtype | None = None) -> str:
     return ""
 
 
-def lower_natively(plan: Plan) -> Lowered:
+def lower_natively(plan: Plan, dtype: torch.dtype | None = None) -> Lowered:
     """Lowers a plan, against which `why_not` has nothing to say, for this process's instruction set."""
     module = kernels.native()
     assert module is not None
-    return lower(plan, module, kernels.isa())
+    dtype = dtype or plan.graph.input.dtype
+    assert dtype is not None
+    return lower(plan, module, kernels.isa(), dtype)
 
 
 class NativeExecutor(Executor):
@@ -54,7 +57,8 @@ class NativeExecutor(Executor):
         assert module is not None
         program = lowered.program
         self._storages = [
-            lowered.constants[i] if i in lowered.constants else torch.empty(int(floats)) for i, floats in enumerate(program.storages)
+            lowered.constants[i] if i in lowered.constants else torch.empty(int(size), dtype=lowered.dtype)
+            for i, size in enumerate(program.storages)
         ]
         self._state = module.State(program, [s.data_ptr() for s in self._storages])
         self._state.set_norm(_NORMS[norm])
@@ -64,7 +68,9 @@ class NativeExecutor(Executor):
         }
         for step in self.plan.steps:
             if step.head.op == "constant" and step.head not in self._views:
-                self._views[step.head] = step.head.attrs["value"]
+                value = step.head.attrs["value"]
+                captured = self.plan.graph.input.dtype
+                self._views[step.head] = value.to(lowered.dtype) if isinstance(value, torch.Tensor) and value.dtype == captured else value
         self._opaque: dict[Node, object] = {}
         self._opaque_changed: set[Node] = set()
         self._opaque_ran: set[Step] = set()
@@ -80,12 +86,15 @@ class NativeExecutor(Executor):
     # -- running -------------------------------------------------------------------------------------------------
 
     def run(self, frame: torch.Tensor) -> None:
+        own = self._lowered.dtype
+        if frame.dtype != own and frame.dtype != torch.float32:
+            frame = frame.to(own)
         if frame.stride(3) != 1 and frame.shape[3] > 1:
             frame = frame.contiguous()
         kernels.apply_num_threads()
         state = self._state
         image, plane, row, _ = frame.stride()
-        if not state.begin(frame.data_ptr(), image, plane, row):
+        if not state.begin(frame.data_ptr(), image, plane, row, frame.dtype != own):
             raise FrameError(
                 "`frame` holds NaN or Inf. Clean it (torch.nan_to_num) or skip it; the stream has not moved and takes the next frame."
             )
@@ -180,6 +189,8 @@ class NativeExecutor(Executor):
             return "torch", self._lowered.reasons[step]
         if step.inside is not None and not self.holds(step):
             return "native", f"not held: computed inside {step.inside.name}"
+        if step.head.op == "input" and self._lowered.dtype == torch.bfloat16:
+            return "native", f"bfloat16, {kernels.bfloat16_status()}"
         return "native", self._lowered.renamed.get(step, "")
 
     def memory(self) -> dict[str, int]:

@@ -27,8 +27,9 @@ class TorchExecutor(Executor):
 
     name = "torch"
 
-    def __init__(self, plan: Plan, norm: str, noise: str | None) -> None:
+    def __init__(self, plan: Plan, norm: str, noise: str | None, dtype: torch.dtype | None = None) -> None:
         self.plan = plan
+        self._dtype = dtype  # to compute in; None: the frame's
         self._norm = norm
         self._noise = noise
         self._held: dict[Node, torch.Tensor] = {}
@@ -43,6 +44,8 @@ class TorchExecutor(Executor):
 
     @torch.no_grad()
     def run(self, frame: torch.Tensor) -> None:
+        if self._dtype is not None:
+            frame = frame.to(self._dtype)
         if not bool(torch.isfinite(frame).all()):
             raise FrameError(
                 "`frame` holds NaN or Inf. Clean it (torch.nan_to_num) or skip it; the stream has not moved and takes the next frame."

@@ -55,11 +55,20 @@ def isa() -> str:
     return _load()[1]
 
 
+def bfloat16_status() -> str:
+    """How products of bfloat16 are computed, in words: by instructions of this CPU, or emulated; "" without the library."""
+    module, chosen, _ = _load()
+    if module is None:
+        return ""
+    return "emulated (correct, but slower than float32)" if module.emulates_bfloat16(chosen) else "by instructions of this CPU"
+
+
 def native_status() -> dict[str, Any]:
     """What `sightline doctor` prints about the native executor.
 
     Returns:
-        available (bool), reason (why not, or ""), isa (in use), isas (usable on this CPU, best first), threads.
+        available (bool), reason (why not, or ""), isa (in use), isas (usable on this CPU, best first), bfloat16 (how it is computed),
+        threads.
     """
     module, chosen, reason = _load()
     return {
@@ -67,6 +76,7 @@ def native_status() -> dict[str, Any]:
         "reason": reason,
         "isa": chosen,
         "isas": list(module.usable_isas()) if module else [],
+        "bfloat16": bfloat16_status(),
         "threads": get_num_threads(),
     }
 

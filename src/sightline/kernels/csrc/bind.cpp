@@ -25,9 +25,19 @@ bool cpu_has(const std::string& isa) {
   if (isa == "avx512")
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd");
+  if (isa == "avx512_bf16") return cpu_has("avx512") && __builtin_cpu_supports("avx512bf16");
   if (isa == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #endif
   return isa == "baseline";
+}
+
+// Kernels for maps of bfloat16. An AVX-512 CPU without instructions for them emulates as an AVX2 one does.
+const Kernels* bfloat16_kernels_for(const std::string& isa) {
+#if defined(__x86_64__)
+  if (isa == "avx512" && cpu_has("avx512_bf16")) return kernels_avx512_bf16();
+  if (isa == "avx512" || isa == "avx2") return kernels_avx2_bf16();
+#endif
+  return kernels_baseline_bf16();
 }
 
 const Kernels* kernels_for(const std::string& isa) {
@@ -51,6 +61,8 @@ NB_MODULE(_native, m) {
   m.doc() = "Native executor of Sightline: programs, states and the thread pool.";
 
   m.def("usable_isas", &usable_isas, "Instruction sets that this CPU can run, best first.");
+  m.def("emulates_bfloat16", [](const std::string& isa) { return bfloat16_kernels_for(isa)->emulated; },
+        "Whether an instruction set computes products of bfloat16 without instructions for them.");
   m.def("set_num_threads", [](int n) {
     nb::gil_scoped_release release;
     Pool::instance().set_threads(n);
@@ -58,12 +70,14 @@ NB_MODULE(_native, m) {
   m.def("get_num_threads", [] { return Pool::instance().threads(); });
 
   nb::class_<Program>(m, "Program")
-      .def("__init__", [](Program* self, const std::string& isa) {
+      .def("__init__", [](Program* self, const std::string& isa, bool bfloat16) {
         if (!cpu_has(isa)) throw std::invalid_argument("this CPU cannot run '" + isa + "'");
-        new (self) Program(kernels_for(isa));
-      })
+        new (self) Program(bfloat16 ? bfloat16_kernels_for(isa) : kernels_for(isa));
+      }, nb::arg("isa"), nb::arg("bfloat16") = false)
       .def_prop_ro("isa", [](const Program& p) { return std::string(p.k->name); })
       .def_prop_ro("lanes", [](const Program& p) { return p.k->lanes; })
+      .def_prop_ro("element", [](const Program& p) { return p.k->element; })
+      .def_prop_ro("emulated", [](const Program& p) { return p.k->emulated; })
       .def("add_storage", &Program::add_storage)
       .def("add_tensor", &Program::add_tensor, nb::arg("storage"), nb::arg("offset"), nb::arg("n"), nb::arg("h"), nb::arg("w"),
            nb::arg("c"), nb::arg("ld"), nb::arg("mask_of") = -1)
@@ -99,15 +113,15 @@ NB_MODULE(_native, m) {
 
   nb::class_<State>(m, "State")
       .def("__init__", [](State* self, std::shared_ptr<Program> program, const std::vector<uintptr_t>& storages) {
-        std::vector<float*> pointers;
-        for (uintptr_t a : storages) pointers.push_back(pointer<float>(a));
+        std::vector<Raw*> pointers;
+        for (uintptr_t a : storages) pointers.push_back(pointer<Raw>(a));
         new (self) State(std::move(program), std::move(pointers));
       })
       .def("reset", &State::reset)
-      .def("begin", [](State& s, uintptr_t data, int64_t image, int64_t plane, int64_t row) {
+      .def("begin", [](State& s, uintptr_t data, int64_t image, int64_t plane, int64_t row, bool wide) {
         nb::gil_scoped_release release;
-        return s.begin(Frame{pointer<float>(data), image, plane, row});
-      })
+        return s.begin(Frame{pointer<Raw>(data), image, plane, row, wide});
+      }, nb::arg("data"), nb::arg("image"), nb::arg("plane"), nb::arg("row"), nb::arg("wide") = false)
       .def("run", [](State& s, int first, int last) {
         nb::gil_scoped_release release;
         s.run(first, last);

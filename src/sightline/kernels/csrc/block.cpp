@@ -12,8 +12,8 @@
 namespace sightline {
 
 namespace {
-constexpr int kRingFloats = 96 * 1024;  // a worker's ring of rows should stay in L2 beside the weights
-constexpr int kLongest = 16;            // pixels in one call of a depthwise run, so that zero_floats covers a run of padding rows
+constexpr int kRingBytes = 384 * 1024;   // a worker's ring of rows should stay in L2 beside the weights
+constexpr int kLongest = 16;            // pixels in one call of a depthwise run, so that zero_elements covers a run of padding rows
 
 // Inputs [from, to) that the outputs [first, last) of an axis read; empty if they read padding only.
 struct Span { int from = 0, to = 0; };
@@ -26,6 +26,8 @@ Span span(const Axis& a, int first, int last) {
     }
   return s.to > s.from ? s : Span{};
 }
+
+Raw* raw(Aligned& a) { return reinterpret_cast<Raw*>(a.data); }
 }  // namespace
 
 // One block, cut into items: bands of output rows (for threads) times strips of output columns (for the cache).
@@ -132,7 +134,7 @@ void State::run_block(int step) {
     }
     b.ring_rows = std::max(b.ring_rows, 1);
     const int widest = std::max(1, span(ax, 0, tout.w).to);
-    const int columns = std::max(8, (int)((int64_t)tout.w * kRingFloats / ((int64_t)b.ring_rows * b.ring_ld * widest)));
+    const int columns = std::max(8, (int)((int64_t)tout.w * kRingBytes / ((int64_t)b.ring_rows * b.ring_ld * widest * program->k->element)));
     b.strips = (tout.w + columns - 1) / columns;
     b.strip = (tout.w + b.strips - 1) / b.strips;
     for (int i = 0; i < b.strips; ++i) {
@@ -163,22 +165,24 @@ void State::block_part(const Block& b, int item, Scratch& w) {
   const Span reads = b.first ? b.reads[(size_t)strip] : Span{};
   const bool project = b.middle != b.last;
   if (x0 >= x1) return;
+  const size_t element = (size_t)program->k->element;
+  auto space = [&](Aligned& a, size_t elements) { grow(a, (elements + 64) * element / sizeof(float)); };
   grow(w.list, (size_t)(kChunk + tout.w));
   if (b.first) {
-    grow(w.ring, (size_t)b.ring_rows * b.ring_width * b.ring_ld + 64);
+    space(w.ring, (size_t)b.ring_rows * b.ring_width * b.ring_ld);
     w.ring_row.assign((size_t)b.ring_rows, -1);
   }
-  grow(w.middle, (size_t)(kChunk + tout.w) * b.middle_ld + 64);
+  if (project) space(w.middle, (size_t)(kChunk + tout.w) * b.middle_ld);
   int count = 0;
   auto flush = [&] {
     if (project && count) {
       grow(w.taps, (size_t)count);
-      for (int i = 0; i < count; ++i) w.taps[(size_t)i] = w.middle.data + (int64_t)i * b.middle_ld;
+      for (int i = 0; i < count; ++i) w.taps[(size_t)i] = raw(w.middle) + (size_t)i * b.middle_ld * element;
       ConvTile t{};
       t.taps = w.taps.data();
       t.ntaps = 1;
       t.run = last.cin;
-      conv_pixels(last, last.phases[0], t, w.list.data(), count, b.pub, b.step, w);
+      conv_pixels(last, last.phases[0], false, t, w.list.data(), count, b.pub, b.step, w);
     }
     count = 0;
   };
@@ -213,7 +217,7 @@ void State::block_expand(const Block& b, int row, int image, int c0, int c1, Scr
   grow(w.expand_list, (size_t)t.w);
   grow(w.places, (size_t)t.w);
   Publish pub = b.first_pub;
-  pub.held = w.ring.data + (int64_t)(row % b.ring_rows) * b.ring_width * b.ring_ld;
+  pub.held = raw(w.ring) + (int64_t)(row % b.ring_rows) * b.ring_width * b.ring_ld * k.element;
   const bool in_registers = finishes_in_registers(pub);
   const Phase& p = s.phases[0];
   auto compute = [&](int x0, int x1, bool merged) {
@@ -228,7 +232,7 @@ void State::block_expand(const Block& b, int row, int image, int c0, int c1, Scr
     float* rows = in_registers ? nullptr : w.row_space((size_t)n * s.ldo + 64);
     for (const Panel& panel : p.panels) {
       const ConvTile tile{w.taps.data(), panel.shift, n, ntaps, merged ? s.kw * s.cin : s.cin, panel.vectors,
-                          s.weights.data + panel.weights, s.bias.data + panel.bias, rows ? rows + panel.c0 : nullptr, s.ldo, nullptr,
+                          s.weights.data + (merged ? panel.merged : panel.weights), s.bias.data + panel.bias, rows ? rows + panel.c0 : nullptr, s.ldo, nullptr,
                           panel.c0, panel.valid};
       if (in_registers) k.conv_publish(tile, pub, w.places.data(), w.flags.data());
       else k.conv(tile);
@@ -249,27 +253,28 @@ void State::block_depthwise(const Block& b, const Site* list, int n, int place, 
   const Kernels& k = *program->k;
   const bool ends = b.middle == b.last;
   Publish pub = ends ? b.pub : b.middle_pub;
-  if (!ends) pub.held = w.middle.data;
+  if (!ends) pub.held = raw(w.middle);
   const bool at_once = publishes_at_once(pub);
-  const int64_t ld = b.first ? b.ring_ld : tin.ld;
-  const float* image_map = b.first ? nullptr : at(s.links[0].tensor) + (int64_t)image * tin.h * tin.w * ld;
-  const float* zero = zeros_.data;
+  const int pitch = b.first ? b.ring_ld : tin.ld;
+  const int64_t ld = (int64_t)pitch * k.element;  // bytes from pixel to pixel
+  const Raw* image_map = b.first ? nullptr : at(s.links[0].tensor) + (int64_t)image * tin.h * tin.w * ld;
+  const Raw* zero = reinterpret_cast<const Raw*>(zeros_.data);
   const int y = list[0].y;
   const int32_t* ry = ay.index.data() + (size_t)y * ay.taps;
   grow(w.taps, (size_t)s.kh * s.kw + (size_t)s.kh);
-  const float** lines = w.taps.data() + (size_t)s.kh * s.kw;  // where column 0 of each window row lies
+  const Raw** lines = w.taps.data() + (size_t)s.kh * s.kw;  // where column 0 of each window row lies
   for (int j = 0; j < s.kh; ++j)
     lines[j] = ry[j] < 0 ? nullptr
-               : b.first ? w.ring.data + ((int64_t)(ry[j] % b.ring_rows) * b.ring_width - c0) * ld
+               : b.first ? raw(w.ring) + ((int64_t)(ry[j] % b.ring_rows) * b.ring_width - c0) * ld
                          : image_map + (int64_t)ry[j] * tin.w * ld;
   const int ldr = b.middle_ld;
-  float* rows = w.middle.data + (int64_t)place * ldr;
+  float* rows = w.row_space((size_t)n * ldr + 64);
   grow(w.flags, (size_t)n);
   grow(w.places, (size_t)std::max(n, tin.w));
   if (!ends)
     for (int i = 0; i < n; ++i) w.places[(size_t)i] = Site{place + i, 0, 0};
   const Site* places = ends ? list : w.places.data();
-  const float** taps = w.taps.data();
+  const Raw** taps = w.taps.data();
   for (int i = 0; i < n;) {
     const int x = list[i].x;
     const int32_t* cx = ax.index.data() + (size_t)x * ax.taps;
@@ -278,7 +283,7 @@ void State::block_depthwise(const Block& b, const Site* list, int n, int place, 
       int count = 1;
       while (count < kLongest && i + count < n && list[i + count].x == x + count && x + count < s.inner_x1) ++count;
       for (int j = 0; j < s.kh; ++j) taps[j] = lines[j] ? lines[j] + cx[0] * ld : zero;
-      const DepthwiseRun run{taps, count, (int)ld, ax.stride, s.weights.data, s.cpad, s.bias.data, row, ldr, tin.c};
+      const DepthwiseRun run{taps, count, pitch, ax.stride, s.weights.data, s.cpad, s.bias.data, row, ldr, tin.c};
       if (at_once ? k.depthwise_publish(s.kh, s.kw, run, pub, places[i].index, w.flags.data() + i) : k.depthwise_run(s.kh, s.kw, run)) {
         i += count;
         continue;

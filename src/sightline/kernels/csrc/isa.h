@@ -1,12 +1,16 @@
-// The table of functions that is compiled once per instruction set, and the plain structs that they take.
-// Nothing here knows about programs, threads or Python. All maps are float32, channels last: a pixel is `c` contiguous floats and
-// pixels lie `ld` floats apart (ld > c where a map is a slice of channels of a wider one).
-// Contract: every map buffer has at least 64 readable floats behind its last pixel (vector loads may run over the last channel;
+// The table of functions that is compiled once per instruction set and element type, and the plain structs that they take.
+// Nothing here knows about programs, threads or Python. All maps of a program are float32 or all are bfloat16, channels last: a pixel
+// is `c` contiguous elements and pixels lie `ld` elements apart (ld > c where a map is a slice of channels of a wider one).
+// Contract: every map buffer has at least 64 readable elements behind its last pixel (vector loads may run over the last channel;
 // the lanes beyond it are never stored).
+// Maps of bfloat16 are widened when read and rounded when published; between the two, everything is float32.
 #pragma once
 #include <cstdint>
 
 namespace sightline {
+
+// The memory of a map, byte by byte: what its elements are, the table of functions knows (`Kernels::element` bytes each).
+using Raw = unsigned char;
 
 enum Act : int {
   kNone = 0, kRelu, kClamp, kLeakyRelu, kPrelu, kSilu, kHardswish, kSigmoid, kHardsigmoid, kGelu, kGeluTanh, kTanh, kElu, kMish,
@@ -31,13 +35,13 @@ struct Publish {
   int act = kNone;
   float p0 = 0, p1 = 0;           // parameters of the activation
   const float* slope = nullptr;   // per channel, for kPrelu
-  const float* residual = nullptr;  // map of the same grid, or null
+  const Raw* residual = nullptr;  // map of the same grid, or null
   int residual_ld = 0;
   bool residual_after_act = false;
   int mode = kAlways;
   int norm = kRms;
   float threshold = 0;            // absolute
-  float* held = nullptr;          // destination map, channel offset applied
+  Raw* held = nullptr;            // destination map, channel offset applied
   int ld = 0;
   int c = 0;
 };
@@ -51,11 +55,11 @@ static inline bool publishes_at_once(const Publish& p) { return finishes_in_regi
 
 // One block of output channels ("panel") of a convolution over some pixels.
 struct ConvTile {
-  const float* const* taps;  // [pixels][ntaps], each points at `shift + run` readable floats
+  const Raw* const* taps;    // [pixels][ntaps], each points at `shift + run` readable elements
   int64_t shift;             // added to every tap: first input channel of the group
   int pixels, ntaps, run;
   int vectors;               // width of the panel in vectors
-  const float* weights;      // [ntaps * run][vectors * lanes]
+  const float* weights;      // [ntaps * run][vectors * lanes]; for bfloat16 [ntaps * pairs of run][vectors * lanes][2], see `pairs`
   const float* bias;         // [vectors * lanes]
   float* out;                // [pixels][ldo], unless published at once
   int ldo;
@@ -65,7 +69,7 @@ struct ConvTile {
 
 // `count` horizontally adjacent outputs of a depthwise convolution whose windows lie inside the map.
 struct DepthwiseRun {
-  const float* const* rows;  // [kh] leftmost input pixel of the first window
+  const Raw* const* rows;    // [kh] leftmost input pixel of the first window
   int count, ld, stride;
   const float* weights;      // [kh * kw][cpad]
   int cpad;
@@ -76,6 +80,8 @@ struct DepthwiseRun {
 
 struct Kernels {
   const char* name;
+  int element;        // bytes of an element of a map: 4 float32, 2 bfloat16
+  bool emulated;      // bfloat16 products without instructions for them
   int lanes;
   int max_pixels[5];  // register block height for panels of 1..4 vectors (index 0 unused)
   void (*conv)(const ConvTile&);
@@ -89,23 +95,26 @@ struct Kernels {
   bool (*depthwise_run)(int kh, int kw, const DepthwiseRun&);
   // The same, published at once; `index` is that of the run's first site. flags[i] = 1 where site i changed, else 0.
   bool (*depthwise_publish)(int kh, int kw, const DepthwiseRun&, const Publish&, int64_t index, uint8_t* flags);
-  void (*depthwise_pixel)(const float* const* taps, int ntaps, const float* weights, int cpad, const float* bias, float* out, int c);
-  void (*max_pixel)(const float* const* taps, int ntaps, float* out, int c);
+  void (*depthwise_pixel)(const Raw* const* taps, int ntaps, const float* weights, int cpad, const float* bias, float* out, int c);
+  void (*max_pixel)(const Raw* const* taps, int ntaps, float* out, int c);
   // out = sum_i wy[i] * sum_j wx[j] * taps[i * nx + j]  / divisor
-  void (*weighted_pixel)(const float* const* taps, int ny, int nx, const float* wy, const float* wx, float divisor, float* out, int c);
-  void (*affine_pixel)(const float* x, const float* scale, const float* shift, float* out, int c);
-  void (*binary_pixel)(int op, const float* a, const float* b, float* out, int c);
-  void (*sum_row)(const float* x, int pixels, int ld, float* out, int c);
+  void (*weighted_pixel)(const Raw* const* taps, int ny, int nx, const float* wy, const float* wx, float divisor, float* out, int c);
+  void (*copy_pixel)(const Raw* x, float* out, int c);  // writes whole vectors
+  void (*affine_pixel)(const Raw* x, const float* scale, const float* shift, float* out, int c);
+  void (*binary_pixel)(int op, const Raw* a, const Raw* b, float* out, int c);
+  void (*sum_row)(const Raw* x, int pixels, int ld, float* out, int c);
   // Finishes and publishes `pixels` rows; changed[i] = 1 where the site changed, else 0. Returns how many changed.
   int (*publish)(const Publish&, float* rows, int ldr, const Site* sites, int pixels, uint8_t* changed);
-  // Compares one row of an image (planar) with the held one; out[x] = 1 where changed. strides in floats between planes.
-  void (*diff_row)(const float* frame, int64_t frame_plane, const float* held, int64_t held_plane, int c, int w, int mode, int norm,
+  // Rounds float32 values to elements.
+  void (*round_row)(const float* x, Raw* out, int64_t n);
+  // Compares one row of an image (planar) with the held one; out[x] = 1 where changed. strides in elements between planes.
+  void (*diff_row)(const Raw* frame, int64_t frame_plane, const Raw* held, int64_t held_plane, int c, int w, int mode, int norm,
                    float threshold, uint8_t* out);
   // Writes the changed pixels (bits) of one planar row to the held planes and, interleaved, to the map; returns how many.
-  int (*write_row)(const float* frame, int64_t frame_plane, float* held, int64_t held_plane, float* out, int ld, int c, int w,
+  int (*write_row)(const Raw* frame, int64_t frame_plane, Raw* held, int64_t held_plane, Raw* out, int ld, int c, int w,
                    const uint8_t* bits);
-  bool (*all_finite)(const float* x, int64_t n);
-  bool (*equal)(const float* a, const float* b, int64_t n);
+  bool (*all_finite)(const Raw* x, int64_t n);
+  bool (*equal)(const Raw* a, const Raw* b, int64_t n);
   // OR of `k` copies of a zero-padded row, `dilation` apart, taken every `stride`: out[x] = any_j in[x * stride + j * dilation]
   void (*or_row)(const uint8_t* in, int k, int dilation, int stride, int out_w, uint8_t* tmp, uint8_t* out);
   void (*or_into)(const uint8_t* in, uint8_t* out, int n);
@@ -117,5 +126,12 @@ struct Kernels {
 const Kernels* kernels_avx512();
 const Kernels* kernels_avx2();
 const Kernels* kernels_baseline();
+// Maps of bfloat16.
+const Kernels* kernels_avx512_bf16();
+const Kernels* kernels_avx2_bf16();
+const Kernels* kernels_baseline_bf16();
+
+// Terms of a reduction that one 32-bit lane of the packed weights stands for.
+static inline int pairs(int run, int element) { return element == 2 ? (run + 1) / 2 : run; }
 
 }  // namespace sightline

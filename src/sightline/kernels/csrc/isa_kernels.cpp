@@ -1,4 +1,5 @@
-// Compute kernels, compiled once per instruction set (SL_ISA_NAME = avx512, avx2 or baseline).
+// Compute kernels, compiled once per instruction set (SL_ISA_NAME = avx512, avx2 or baseline) and once more for maps of bfloat16
+// (SL_BF16, names with _bf16 behind): `E` is an element of a map, everything in registers and in scratch rows is float32.
 // Plain loops over GCC/Clang vector types; intrinsics only where the language has no word for it (masked tails).
 // Every kernel computes an output the same way whatever its neighbours are, so results do not depend on the list of sites, on its
 // order or on the number of threads.
@@ -31,6 +32,20 @@ constexpr int W = 4;
 typedef float VF __attribute__((vector_size(W * 4)));
 typedef int32_t VI __attribute__((vector_size(W * 4)));
 typedef float VFU __attribute__((vector_size(W * 4), aligned(4), may_alias));
+typedef uint16_t VH __attribute__((vector_size(W * 2)));
+typedef int16_t VS __attribute__((vector_size(W * 2)));
+typedef uint16_t VHU __attribute__((vector_size(W * 2), aligned(2), may_alias));
+
+#if SL_BF16
+typedef uint16_t E;  // bfloat16: the upper half of a float32
+typedef VS VD;       // which lanes differ
+#else
+typedef float E;
+typedef VI VD;
+#endif
+
+SL_INLINE E* elements(Raw* p) { return reinterpret_cast<E*>(p); }
+SL_INLINE const E* elements(const Raw* p) { return reinterpret_cast<const E*>(p); }
 
 SL_INLINE VF load(const float* p) { return *reinterpret_cast<const VFU*>(p); }
 SL_INLINE void store(float* p, VF v) { *reinterpret_cast<VFU*>(p) = v; }
@@ -71,6 +86,50 @@ SL_INLINE VF keep(VF v, int n) {
   return v;
 #endif
 }
+
+SL_INLINE VI keep_lanes(VI v, int n) { return (VI)keep((VF)v, n); }
+
+#if SL_BF16
+typedef uint32_t VU __attribute__((vector_size(W * 4)));
+// Rows of W ones and W zeros: the mask that keeps n lanes starts n before the zeros.
+alignas(64) const int16_t kHalfTail[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+SL_INLINE VS keep_lanes(VS v, int n) { return v & (VS)*reinterpret_cast<const VHU*>(kHalfTail + 16 - n); }
+
+SL_INLINE VH load_half(const uint16_t* p) { return *reinterpret_cast<const VHU*>(p); }
+SL_INLINE VF widen(VH h) { return (VF)(__builtin_convertvector(h, VU) << 16); }
+SL_INLINE float widen(uint16_t h) {
+  const uint32_t bits = (uint32_t)h << 16;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+// To the nearest, ties to even; NaN stays NaN.
+SL_INLINE VH narrow(VF x) {
+#if defined(__AVX512BF16__)
+  return (VH)_mm512_cvtneps_pbh((__m512)x);
+#else
+  const VU bits = (VU)x, up = bits + 0x7fff + ((bits >> 16) & 1);
+  return __builtin_convertvector((x != x ? bits | 0x400000 : up) >> 16, VH);
+#endif
+}
+SL_INLINE VF load(const uint16_t* p) { return widen(load_half(p)); }
+SL_INLINE void store(uint16_t* p, VF v) { *reinterpret_cast<VHU*>(p) = narrow(v); }
+SL_INLINE void store_tail(uint16_t* p, VF v, int n) {
+#if defined(__AVX512F__)
+  _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), (__m256i)narrow(v));
+#else
+  const VH h = narrow(v);
+  for (int i = 0; i < n; ++i) p[i] = h[i];
+#endif
+}
+SL_INLINE VF as_held(VF y) { return widen(narrow(y)); }
+// Compared as bits: no need to widen.
+SL_INLINE VD differing(VF y, const uint16_t* held) { return (VD)(narrow(y) != load_half(held)); }
+#else
+SL_INLINE float widen(float x) { return x; }
+SL_INLINE VF as_held(VF y) { return y; }
+SL_INLINE VD differing(VF y, const float* held) { return y != load(held); }
+#endif
 
 SL_INLINE VF select(VI mask, VF a, VF b) { return mask ? a : b; }
 // max and min as the hardware has them: a NaN in `a` gives `b`, so pass the value that must win as `b`.
@@ -113,6 +172,15 @@ SL_INLINE bool any(VI v) {
   return (v[0] | v[1] | v[2] | v[3]) != 0;
 #endif
 }
+
+#if SL_BF16
+SL_INLINE bool any(VS v) {
+  uint64_t words[W / 4], all = 0;
+  std::memcpy(words, &v, sizeof words);
+  for (uint64_t word : words) all |= word;
+  return all != 0;
+}
+#endif
 
 // -- activations -----------------------------------------------------------------------------------
 
@@ -210,9 +278,9 @@ SL_INLINE float limit_of(const Publish& a) {
 constexpr int kWithinMax = 3;  // kWithin under the max norm: a variant of its own keeps the loop free of branches
 
 template <int ACT, int MODE>
-SL_INLINE bool publish_one(const Publish& a, float limit, float* row, const float* residual, float* held) {
+SL_INLINE bool publish_one(const Publish& a, float limit, float* row, const E* residual, E* held) {
   const int c = a.c;
-  VI differs = {};
+  VD differs = {};
   VF accum = set1(0.0f);
   auto step = [&](int i, bool tail, int n) __attribute__((always_inline)) {
     VF y = load(row + i);
@@ -222,16 +290,16 @@ SL_INLINE bool publish_one(const Publish& a, float limit, float* row, const floa
     if constexpr (MODE == kAlways) {
       if (tail) store_tail(held + i, y, n); else store(held + i, y);
     } else if constexpr (MODE == kExact) {
-      VF h = load(held + i);
-      VI d = y != h;
+      VD d = differing(y, held + i);
       if (tail) {
-        differs |= (VI)keep((VF)d, n);
+        differs |= keep_lanes(d, n);
         store_tail(held + i, y, n);
       } else {
         differs |= d;
         store(held + i, y);
       }
     } else {
+      y = as_held(y);
       VF d = y - load(held + i);
       if (tail) d = keep(d, n);
       if constexpr (MODE == kWithinMax) accum = select((vabs(d) > accum) | (d != d), vabs(d), accum);
@@ -262,11 +330,12 @@ int publish_rows(const Publish& a, float* rows, int ldr, const Site* sites, int 
   // Held maps rarely lie in cache, and scattered sites defeat the hardware's own prefetching: ask some rows ahead.
   constexpr int kAhead = 12;
   auto fetch = [&](int p) __attribute__((always_inline)) {
-    const char* row = reinterpret_cast<const char*>(a.held + (int64_t)sites[p].index * a.ld);
-    for (int i = 0; i < a.c * 4; i += 64) __builtin_prefetch(row + i, 1, 2);
+    constexpr int bytes = sizeof(E);
+    const Raw* row = a.held + (int64_t)sites[p].index * a.ld * bytes;
+    for (int i = 0; i < a.c * bytes; i += 64) __builtin_prefetch(row + i, 1, 2);
     if (!a.residual) return;
-    const char* other = reinterpret_cast<const char*>(a.residual + (int64_t)sites[p].index * a.residual_ld);
-    for (int i = 0; i < a.c * 4; i += 64) __builtin_prefetch(other + i, 0, 2);
+    const Raw* other = a.residual + (int64_t)sites[p].index * a.residual_ld * bytes;
+    for (int i = 0; i < a.c * bytes; i += 64) __builtin_prefetch(other + i, 0, 2);
   };
   const float limit = limit_of(a);
   int total = 0;
@@ -276,8 +345,8 @@ int publish_rows(const Publish& a, float* rows, int ldr, const Site* sites, int 
     if constexpr (MODE != kAlways)
       if (p + kAhead < pixels) fetch(p + kAhead);
     const int64_t at = sites[p].index;
-    const float* residual = a.residual ? a.residual + at * a.residual_ld : nullptr;
-    bool now = publish_one<ACT, MODE>(a, limit, rows + (int64_t)p * ldr, residual, a.held + at * a.ld);
+    const E* residual = a.residual ? elements(a.residual) + at * a.residual_ld : nullptr;
+    bool now = publish_one<ACT, MODE>(a, limit, rows + (int64_t)p * ldr, residual, elements(a.held) + at * a.ld);
     changed[p] = now;
     total += now;
   }
@@ -316,15 +385,15 @@ SL_INLINE Clamp clamp_of(const Publish& p) {
 
 // Finishes one vector of a site's channels, n of which exist; tells which lanes changed.
 template <int MODE, bool RES>
-SL_INLINE VI publish_vector(VF y, const Clamp& clamp, const float* residual, float* held, int n) {
+SL_INLINE VD publish_vector(VF y, const Clamp& clamp, const E* residual, E* held, int n) {
   if constexpr (RES) y = y + load(residual);
   y = vmin(clamp.high, vmax(clamp.low, y));
-  VI differs = {};
-  if constexpr (MODE == kExact) differs = y != load(held);
+  VD differs = {};
+  if constexpr (MODE == kExact) differs = differing(y, held);
   if (n >= W) {
     store(held, y);
   } else {
-    if constexpr (MODE == kExact) differs = (VI)keep((VF)differs, n);
+    if constexpr (MODE == kExact) differs = keep_lanes(differs, n);
     store_tail(held, y, n);
   }
   return differs;
@@ -335,9 +404,65 @@ SL_INLINE VI publish_vector(VF y, const Clamp& clamp, const float* residual, flo
 // A sum of many terms is added up in stretches of this many, so that its rounding error does not grow with the depth of the layer.
 constexpr int kStretch = 384;
 
+#if SL_BF16
+// acc + b's first half * w's first half + the same of the second halves; a lane holds a pair of input channels.
+SL_INLINE VF add_products(VF acc, VI b, VI w) {
+#if defined(__AVX512BF16__)
+  return (VF)_mm512_dpbf16_ps((__m512)acc, (__m512bh)b, (__m512bh)w);
+#else
+  acc += (VF)(b << 16) * (VF)(w << 16);
+  return acc + (VF)(b & -65536) * (VF)(w & -65536);
+#endif
+}
+
+SL_INLINE VI splat_pair(uint32_t pair) {
+  float bits;
+  std::memcpy(&bits, &pair, 4);
+  return (VI)set1(bits);
+}
+
+// bias + sum over taps and their channels, two channels at a time. A last odd channel is paired with zero, never with what lies behind.
+// Rounding to bfloat16 hides what a long sum in float32 loses, so it is added up in one go.
+template <int P, int V>
+SL_INLINE void reduce(const Raw* const* taps, int64_t shift, int ntaps, int run, const float* w, const float* bias, VF (&acc)[P][V]) {
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) acc[p][v] = load(bias + v * W);
+  const int whole = run / 2;
+  for (int t = 0; t < ntaps; ++t) {
+    const E* x[P];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) x[p] = elements(taps[(int64_t)p * ntaps + t]) + shift;
+#pragma GCC unroll 2
+    for (int k = 0; k < whole; ++k) {
+      VI wv[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) wv[v] = (VI)load(w + v * W);
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) {
+        uint32_t pair;
+        std::memcpy(&pair, x[p] + 2 * k, 4);
+        const VI b = splat_pair(pair);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) acc[p][v] = add_products(acc[p][v], b, wv[v]);
+      }
+      w += V * W;
+    }
+    if (run % 2 == 0) continue;
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) {
+      const VI b = splat_pair(x[p][run - 1]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) acc[p][v] = add_products(acc[p][v], b, (VI)load(w + v * W));
+    }
+    w += V * W;
+  }
+}
+#else
 // bias + sum over taps and their channels, for P pixels x V vectors of output channels, all in registers.
 template <int P, int V>
-SL_INLINE void reduce(const float* const* taps, int64_t shift, int ntaps, int run, const float* w, const float* bias, VF (&acc)[P][V]) {
+SL_INLINE void reduce(const Raw* const* taps, int64_t shift, int ntaps, int run, const float* w, const float* bias, VF (&acc)[P][V]) {
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p)
 #pragma GCC unroll 4
@@ -349,7 +474,7 @@ SL_INLINE void reduce(const float* const* taps, int64_t shift, int ntaps, int ru
   for (int t = 0; t < ntaps; ++t) {
     const float* x[P];
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) x[p] = taps[(int64_t)p * ntaps + t] + shift;
+    for (int p = 0; p < P; ++p) x[p] = elements(taps[(int64_t)p * ntaps + t]) + shift;
     for (int k0 = 0; k0 < run; k0 += kStretch) {
       const int k1 = run - k0 < kStretch ? run : k0 + kStretch;
 #pragma GCC unroll 2
@@ -385,9 +510,10 @@ SL_INLINE void reduce(const float* const* taps, int64_t shift, int ntaps, int ru
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) acc[p][v] += load(total + (p * V + v) * W);
 }
+#endif
 
 template <int P, int V>
-void conv_block(const float* const* taps, int64_t shift, int ntaps, int run, const float* w, const float* bias, float* out, int ldo) {
+void conv_block(const Raw* const* taps, int64_t shift, int ntaps, int run, const float* w, const float* bias, float* out, int ldo) {
   VF acc[P][V];
   reduce<P, V>(taps, shift, ntaps, run, w, bias, acc);
 #pragma GCC unroll 16
@@ -399,12 +525,12 @@ void conv_block(const float* const* taps, int64_t shift, int ntaps, int run, con
 // The same reduction, published at once. Held rows and residuals are asked for before it and arrive during it.
 template <int P, int V, int MODE, bool RES>
 void conv_block_publish(const ConvTile& t, int at, const Publish& pub, const Clamp& clamp, const Site* sites, uint8_t* flags) {
-  float* held[P];
-  const float* residual[P];
+  E* held[P];
+  const E* residual[P];
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
-    held[p] = pub.held + (int64_t)sites[p].index * pub.ld + t.c0;
-    residual[p] = RES ? pub.residual + (int64_t)sites[p].index * pub.residual_ld + t.c0 : nullptr;
+    held[p] = elements(pub.held) + (int64_t)sites[p].index * pub.ld + t.c0;
+    residual[p] = RES ? elements(pub.residual) + (int64_t)sites[p].index * pub.residual_ld + t.c0 : nullptr;
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
       __builtin_prefetch(held[p] + v * W, 1, 3);
@@ -415,7 +541,7 @@ void conv_block_publish(const ConvTile& t, int at, const Publish& pub, const Cla
   reduce<P, V>(t.taps + (int64_t)at * t.ntaps, t.shift, t.ntaps, t.run, t.weights, t.bias, acc);
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
-    VI differs = {};
+    VD differs = {};
     VF distance = set1(0.0f);
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
@@ -424,7 +550,7 @@ void conv_block_publish(const ConvTile& t, int at, const Publish& pub, const Cla
       if constexpr (MODE == kWithin) {
         VF y = acc[p][v];
         if constexpr (RES) y = y + load(residual[p] + v * W);
-        y = vmin(clamp.high, vmax(clamp.low, y));
+        y = as_held(vmin(clamp.high, vmax(clamp.low, y)));
         VF d = y - load(held[p] + v * W);
         if (n < W) d = keep(d, n);
         distance += d * d;
@@ -446,7 +572,7 @@ void commit(const Publish& a, const float* rows, int ldr, const float* sums, int
     for (int k = 1; k < panels; ++k) n += sums[k * stride + p];
     flags[p] = !(n <= limit);
     if (!flags[p]) continue;
-    float* held = a.held + (int64_t)sites[p].index * a.ld;
+    E* held = elements(a.held) + (int64_t)sites[p].index * a.ld;
     const float* row = rows + (int64_t)p * ldr;
     int i = 0;
     for (; i + W <= a.c; i += W) store(held + i, load(row + i));
@@ -462,7 +588,7 @@ constexpr int kMaxPixels[5] = {0, 10, 6, 4, 3};
 constexpr int kMaxPixels[5] = {0, 10, 6, 4, 3};
 #endif
 
-using ConvBlock = void (*)(const float* const*, int64_t, int, int, const float*, const float*, float*, int);
+using ConvBlock = void (*)(const Raw* const*, int64_t, int, int, const float*, const float*, float*, int);
 
 template <int V>
 ConvBlock conv_block_for(int p) {
@@ -560,7 +686,7 @@ constexpr int kKeep = -1;
 
 template <int KH, int KW, int S, int R, int MODE, bool RES>
 void depthwise_run_block(const DepthwiseRun& a, int at, const Publish& pub, const Clamp& clamp, int64_t index, uint8_t* flags) {
-  VI differs[R] = {};
+  VD differs[R] = {};
   for (int c = 0; c < a.c; c += W) {
     VF acc[R];
     const VF b = load(a.bias + c);
@@ -568,7 +694,7 @@ void depthwise_run_block(const DepthwiseRun& a, int at, const Publish& pub, cons
     for (int r = 0; r < R; ++r) acc[r] = b;
 #pragma GCC unroll 7
     for (int ky = 0; ky < KH; ++ky) {
-      const float* x = a.rows[ky] + (int64_t)at * S * a.ld + c;
+      const E* x = elements(a.rows[ky]) + (int64_t)at * S * a.ld + c;
       VF w[KW];
 #pragma GCC unroll 7
       for (int kx = 0; kx < KW; ++kx) w[kx] = load(a.weights + (int64_t)(ky * KW + kx) * a.cpad + c);
@@ -585,8 +711,8 @@ void depthwise_run_block(const DepthwiseRun& a, int at, const Publish& pub, cons
       if constexpr (MODE == kKeep) {
         store(a.out + (int64_t)(at + r) * a.ldo + c, acc[r]);
       } else {
-        const float* residual = RES ? pub.residual + (index + at + r) * pub.residual_ld + c : nullptr;
-        differs[r] |= publish_vector<MODE, RES>(acc[r], clamp, residual, pub.held + (index + at + r) * pub.ld + c, a.c - c);
+        const E* residual = RES ? elements(pub.residual) + (index + at + r) * pub.residual_ld + c : nullptr;
+        differs[r] |= publish_vector<MODE, RES>(acc[r], clamp, residual, elements(pub.held) + (index + at + r) * pub.ld + c, a.c - c);
       }
     }
   }
@@ -631,46 +757,50 @@ bool depthwise_publish(int kh, int kw, const DepthwiseRun& a, const Publish& pub
                       : depthwise_run_any<kExact, false>(kh, kw, a, pub, index, flags);
 }
 
-void depthwise_pixel(const float* const* taps, int ntaps, const float* weights, int cpad, const float* bias, float* out, int c) {
+void depthwise_pixel(const Raw* const* taps, int ntaps, const float* weights, int cpad, const float* bias, float* out, int c) {
   for (int i = 0; i < c; i += W) {
     VF acc = load(bias + i);
-    for (int t = 0; t < ntaps; ++t) acc += load(taps[t] + i) * load(weights + (int64_t)t * cpad + i);
+    for (int t = 0; t < ntaps; ++t) acc += load(elements(taps[t]) + i) * load(weights + (int64_t)t * cpad + i);
     store(out + i, acc);
   }
 }
 
 // -- pooling, resampling, element-wise ------------------------------------------------------------------
 
-void max_pixel(const float* const* taps, int ntaps, float* out, int c) {
+void max_pixel(const Raw* const* taps, int ntaps, float* out, int c) {
   for (int i = 0; i < c; i += W) {
-    VF m = load(taps[0] + i);
+    VF m = load(elements(taps[0]) + i);
     for (int t = 1; t < ntaps; ++t) {
-      const VF x = load(taps[t] + i);
+      const VF x = load(elements(taps[t]) + i);
       m = select((x > m) | (x != x), x, m);
     }
     store(out + i, m);
   }
 }
 
-void weighted_pixel(const float* const* taps, int ny, int nx, const float* wy, const float* wx, float divisor, float* out, int c) {
+void weighted_pixel(const Raw* const* taps, int ny, int nx, const float* wy, const float* wx, float divisor, float* out, int c) {
   for (int i = 0; i < c; i += W) {
     VF acc = set1(0.0f);
     for (int y = 0; y < ny; ++y) {
       VF line = set1(0.0f);
-      for (int x = 0; x < nx; ++x) line += load(taps[y * nx + x] + i) * wx[x];
+      for (int x = 0; x < nx; ++x) line += load(elements(taps[y * nx + x]) + i) * wx[x];
       acc += line * wy[y];
     }
     store(out + i, divisor == 1.0f ? acc : acc / divisor);
   }
 }
 
-void affine_pixel(const float* x, const float* scale, const float* shift, float* out, int c) {
-  for (int i = 0; i < c; i += W) store(out + i, load(x + i) * load(scale + i) + load(shift + i));
+void copy_pixel(const Raw* x, float* out, int c) {
+  for (int i = 0; i < c; i += W) store(out + i, load(elements(x) + i));
 }
 
-void binary_pixel(int op, const float* a, const float* b, float* out, int c) {
+void affine_pixel(const Raw* x, const float* scale, const float* shift, float* out, int c) {
+  for (int i = 0; i < c; i += W) store(out + i, load(elements(x) + i) * load(scale + i) + load(shift + i));
+}
+
+void binary_pixel(int op, const Raw* a, const Raw* b, float* out, int c) {
   for (int i = 0; i < c; i += W) {
-    const VF x = load(a + i), y = load(b + i);
+    const VF x = load(elements(a) + i), y = load(elements(b) + i);
     VF z;
     switch (op) {
       case kAdd: z = x + y; break;
@@ -684,7 +814,8 @@ void binary_pixel(int op, const float* a, const float* b, float* out, int c) {
   }
 }
 
-void sum_row(const float* x, int pixels, int ld, float* out, int c) {
+void sum_row(const Raw* map, int pixels, int ld, float* out, int c) {
+  const E* x = elements(map);
   for (int i = 0; i < c; i += W) {
     VF s[4] = {set1(0), set1(0), set1(0), set1(0)};
     int p = 0;
@@ -697,7 +828,18 @@ void sum_row(const float* x, int pixels, int ld, float* out, int c) {
 
 // -- frames and masks -----------------------------------------------------------------------------------
 
-void diff_row(const float* frame, int64_t fp, const float* held, int64_t hp, int c, int w, int mode, int norm, float threshold,
+void round_row(const float* x, Raw* raw, int64_t n) {
+  E* out = elements(raw);
+  int64_t i = 0;
+  for (; i + W <= n; i += W) store(out + i, load(x + i));
+  if (i < n) {
+    alignas(64) float rest[W] = {};
+    std::memcpy(rest, x + i, (size_t)(n - i) * 4);
+    store_tail(out + i, load(rest), (int)(n - i));
+  }
+}
+
+void diff_row(const Raw* frame, int64_t fp, const Raw* held, int64_t hp, int c, int w, int mode, int norm, float threshold,
               uint8_t* out) {
   if (mode == kAlways) {
     std::memset(out, 1, (size_t)w);
@@ -706,7 +848,7 @@ void diff_row(const float* frame, int64_t fp, const float* held, int64_t hp, int
   if (mode == kExact) {
     std::memset(out, 0, (size_t)w);
     for (int k = 0; k < c; ++k) {
-      const float *a = frame + k * fp, *b = held + k * hp;
+      const E *a = elements(frame) + k * fp, *b = elements(held) + k * hp;
       for (int x = 0; x < w; ++x) out[x] |= (uint8_t)(a[x] != b[x]);
     }
     return;
@@ -718,14 +860,17 @@ void diff_row(const float* frame, int64_t fp, const float* held, int64_t hp, int
     const int n = w - x0 < kBlock ? w - x0 : kBlock;
     for (int x = 0; x < n; ++x) acc[x] = 0;
     for (int k = 0; k < c; ++k) {
-      const float *a = frame + k * fp + x0, *b = held + k * hp + x0;
+      const E *a = elements(frame) + k * fp + x0, *b = elements(held) + k * hp + x0;
       if (norm == kMax) {
         for (int x = 0; x < n; ++x) {
-          const float d = std::fabs(a[x] - b[x]);
+          const float d = std::fabs(widen(a[x]) - widen(b[x]));
           acc[x] = acc[x] >= d ? acc[x] : d;
         }
       } else {
-        for (int x = 0; x < n; ++x) acc[x] += (a[x] - b[x]) * (a[x] - b[x]);
+        for (int x = 0; x < n; ++x) {
+          const float d = widen(a[x]) - widen(b[x]);
+          acc[x] += d * d;
+        }
       }
     }
     for (int x = 0; x < n; ++x) out[x0 + x] = (uint8_t)!(acc[x] <= limit);
@@ -734,14 +879,14 @@ void diff_row(const float* frame, int64_t fp, const float* held, int64_t hp, int
 
 // Copies planar pixels [from, to) to the held planes and, interleaved, to the map; C > 0 fixes the number of channels.
 template <int C>
-SL_INLINE void write_pixels(const float* x, int64_t xp, float* held, int64_t hp, float* out, int ld, int c, int from, int to) {
+SL_INLINE void write_pixels(const E* x, int64_t xp, E* held, int64_t hp, E* out, int ld, int c, int from, int to) {
   const int channels = C > 0 ? C : c, pitch = C > 0 ? C : ld;
   for (int i = from; i < to; ++i)
     for (int k = 0; k < channels; ++k) out[(int64_t)i * pitch + k] = held[k * hp + i] = x[k * xp + i];
 }
 
 template <int C>
-int write_row_c(const float* x, int64_t xp, float* held, int64_t hp, float* out, int ld, int c, int w, const uint8_t* bits) {
+int write_row_c(const E* x, int64_t xp, E* held, int64_t hp, E* out, int ld, int c, int w, const uint8_t* bits) {
   int total = 0, i = 0;
   for (; i + 8 <= w; i += 8) {
     uint64_t eight;
@@ -764,18 +909,22 @@ int write_row_c(const float* x, int64_t xp, float* held, int64_t hp, float* out,
   return total;
 }
 
-int write_row(const float* x, int64_t xp, float* held, int64_t hp, float* out, int ld, int c, int w, const uint8_t* bits) {
+int write_row(const Raw* frame, int64_t xp, Raw* kept, int64_t hp, Raw* map, int ld, int c, int w, const uint8_t* bits) {
+  const E* x = elements(frame);
+  E *held = elements(kept), *out = elements(map);
   return c == 3 && ld == 3 ? write_row_c<3>(x, xp, held, hp, out, ld, c, w, bits) : write_row_c<0>(x, xp, held, hp, out, ld, c, w, bits);
 }
 
-bool all_finite(const float* x, int64_t n) {
-  // A finite float has an exponent below 255. OR of comparisons vectorises; stop once per block.
+bool all_finite(const Raw* raw, int64_t n) {
+  const E* x = elements(raw);
+  // A finite value has an exponent below 255. OR of comparisons vectorises; stop once per block.
   for (int64_t i = 0; i < n;) {
     const int64_t end = i + 4096 < n ? i + 4096 : n;
     int32_t bad = 0;
     for (; i < end; ++i) {
+      const float value = widen(x[i]);
       int32_t bits;
-      std::memcpy(&bits, x + i, 4);
+      std::memcpy(&bits, &value, 4);
       bad |= (bits & 0x7f800000) == 0x7f800000;
     }
     if (bad) return false;
@@ -783,7 +932,8 @@ bool all_finite(const float* x, int64_t n) {
   return true;
 }
 
-bool equal(const float* a, const float* b, int64_t n) {
+bool equal(const Raw* first, const Raw* second, int64_t n) {
+  const E *a = elements(first), *b = elements(second);
   for (int64_t i = 0; i < n;) {
     const int64_t end = i + 4096 < n ? i + 4096 : n;
     int32_t differs = 0;
@@ -841,10 +991,21 @@ int64_t count(const uint8_t* mask, int64_t n) {
 
 }  // namespace
 
-const Kernels* SL_CONCAT(kernels_, SL_ISA_NAME)() {
+#if SL_BF16
+#define SL_TABLE SL_CONCAT(SL_CONCAT(kernels_, SL_ISA_NAME), _bf16)
+#else
+#define SL_TABLE SL_CONCAT(kernels_, SL_ISA_NAME)
+#endif
+#if SL_BF16 && !defined(__AVX512BF16__)
+constexpr bool kEmulated = true;
+#else
+constexpr bool kEmulated = false;
+#endif
+
+const Kernels* SL_TABLE() {
   static const Kernels table = {
-      SL_STRING(SL_ISA_NAME), W, {0, kMaxPixels[1], kMaxPixels[2], kMaxPixels[3], kMaxPixels[4]},
-      conv, conv_publish, commit, depthwise_run, depthwise_publish, depthwise_pixel, max_pixel, weighted_pixel, affine_pixel, binary_pixel, sum_row, publish, diff_row, write_row,
+      SL_STRING(SL_ISA_NAME), (int)sizeof(E), kEmulated, W, {0, kMaxPixels[1], kMaxPixels[2], kMaxPixels[3], kMaxPixels[4]},
+      conv, conv_publish, commit, depthwise_run, depthwise_publish, depthwise_pixel, max_pixel, weighted_pixel, copy_pixel, affine_pixel, binary_pixel, sum_row, publish, round_row, diff_row, write_row,
       all_finite, equal, or_row, or_into, list_row, count};
   return &table;
 }

@@ -57,8 +57,8 @@ void Axis::classify() {
 
 Program::Program(const Kernels* kernels) : k(kernels) {}
 
-int Program::add_storage(int64_t floats) {
-  storages.push_back(floats);
+int Program::add_storage(int64_t elements) {
+  storages.push_back(elements);
   return (int)storages.size() - 1;
 }
 
@@ -73,7 +73,7 @@ int Program::add_tensor(int storage, int64_t offset, int n, int h, int w, int c,
   t.storage = storage; t.offset = offset; t.n = n; t.h = h; t.w = w; t.c = c; t.ld = ld;
   t.mask = mask_of >= 0 ? tensors.at((size_t)mask_of).mask : masks++;
   tensors.push_back(t);
-  zero_floats = std::max<int64_t>(zero_floats, 64 * (int64_t)ld + 64);
+  zero_elements = std::max<int64_t>(zero_elements, 64 * (int64_t)ld + 64);
   return (int)tensors.size() - 1;
 }
 
@@ -151,6 +151,23 @@ std::vector<int> phase_taps(const Axis& a, int r, int period) {
   return taps;
 }
 
+uint16_t to_bfloat16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if (x != x) return (uint16_t)((bits | 0x400000) >> 16);
+  return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// Where one output channel's weight for term `i` of a reduction lies: terms one after the other, or two in a 32-bit lane.
+void put_weight(float* panel, int element, int width, int i, int lane, float value) {
+  if (element == 4) {
+    panel[(size_t)i * width + lane] = value;
+  } else {
+    uint16_t* halves = reinterpret_cast<uint16_t*>(panel);
+    halves[((size_t)(i / 2) * width + lane) * 2 + i % 2] = to_bfloat16(value);
+  }
+}
+
 // Columns whose window lies inside the row: one stretch, since the axis is regular.
 void set_inner_columns(Step& s, const Axis& a) {
   auto inside = [&](int x) {
@@ -194,7 +211,7 @@ int Program::add_conv(int out, int in, int rows, int cols, const float* weight, 
     s.merged_rows = period_y == 1 && period_x == 1 && kw > 1 && cx.regular && cx.dilation == 1 && blocks == 1 && tin.ld == tin.c &&
                     block_in <= 64;
     if (s.merged_rows) set_inner_columns(s, cx);
-    zero_floats = std::max<int64_t>(zero_floats, (int64_t)kw * tin.c + tin.c + 64);
+    zero_elements = std::max<int64_t>(zero_elements, (int64_t)kw * tin.c + tin.c + 64);
   }
   const auto widths = panel_widths((block_out + lanes - 1) / lanes);
   int padded = 0;
@@ -217,7 +234,8 @@ int Program::add_conv(int out, int in, int rows, int cols, const float* weight, 
           for (int i = 0; i < kw; ++i) phase.kx.push_back(i);
         }
       }
-      total += (size_t)blocks * padded * phase.ky.size() * phase.kx.size() * (size_t)block_in;
+      total += (size_t)blocks * padded * phase.ky.size() * phase.kx.size() * (size_t)pairs(block_in, k->element);
+      if (s.merged_rows && k->element == 2 && block_in % 2) total += (size_t)padded * phase.ky.size() * (size_t)pairs(kw * block_in, 2);
       s.phases.push_back(std::move(phase));
     }
   s.weights = Aligned(total + 64);
@@ -229,21 +247,33 @@ int Program::add_conv(int out, int in, int rows, int cols, const float* weight, 
       int c0 = b * block_out;
       for (int v : widths) {
         const int width = v * lanes, end = (b + 1) * block_out;
-        phase.panels.push_back(Panel{c0, v, std::min(width, end - c0), (int64_t)b * block_in, at, bias_at});
+        phase.panels.push_back(Panel{c0, v, std::min(width, end - c0), (int64_t)b * block_in, at, bias_at, at});
         for (int l = 0; l < width; ++l)
           if (c0 + l < end && bias) s.bias.data[bias_at + (size_t)l] = bias[c0 + l];
         bias_at += (size_t)width;
-        float* w = s.weights.data + at;
-        for (int ky : phase.ky)
-          for (int kx : phase.kx)
-            for (int ci = 0; ci < block_in; ++ci)
-              for (int l = 0; l < width; ++l, ++w) {
-                const int co = c0 + l;
-                if (co >= end) continue;
-                const int group = co / cout_group, own = b * merge + ci / cin_group;
-                if (group == own) *w = weight[(((size_t)co * cin_group + (size_t)(ci % cin_group)) * kh + (size_t)ky) * kw + (size_t)kx];
-              }
-        at += (size_t)(w - (s.weights.data + at));
+        // A tap's terms; with merged rows a tap is a whole row of the kernel.
+        auto pack = [&](bool merged) {
+          const size_t tap_size = (size_t)pairs(merged ? kw * block_in : block_in, k->element) * (size_t)width;
+          for (int ky : phase.ky) {
+            for (size_t x = 0; x < phase.kx.size(); ++x) {
+              const int kx = phase.kx[x];
+              for (int ci = 0; ci < block_in; ++ci)
+                for (int l = 0; l < width; ++l) {
+                  const int co = c0 + l;
+                  if (co >= end || co / cout_group != b * merge + ci / cin_group) continue;
+                  const float value = weight[(((size_t)co * cin_group + (size_t)(ci % cin_group)) * kh + (size_t)ky) * kw + (size_t)kx];
+                  put_weight(s.weights.data + at, k->element, width, merged ? (int)x * block_in + ci : ci, l, value);
+                }
+              if (!merged) at += tap_size;
+            }
+            if (merged) at += tap_size;
+          }
+        };
+        pack(false);
+        if (s.merged_rows && k->element == 2 && block_in % 2) {
+          phase.panels.back().merged = at;
+          pack(true);
+        }
         c0 += width;
       }
     }
@@ -291,7 +321,7 @@ void Program::fuse_block(int last, int depthwise, int expand) {
     throw std::invalid_argument("block: the depthwise convolution must read the first step alone");
   first.inside = true;
   const int64_t ld = (tensors[(size_t)first.out].c + 15) / 16 * 16;
-  zero_floats = std::max<int64_t>(zero_floats, 64 * ld + 64);
+  zero_elements = std::max<int64_t>(zero_elements, 64 * ld + 64);
 }
 
 int Program::add_max_pool(int out, int in, int rows, int cols) {

@@ -35,7 +35,7 @@ struct Axis {
 
 struct Tensor {
   int storage = -1;
-  int64_t offset = 0;  // floats
+  int64_t offset = 0;  // elements
   int n = 0, h = 0, w = 0, c = 0, ld = 0;
   int mask = -1;       // index of its change mask; views share that of their base
   int64_t pixels() const { return (int64_t)n * h * w; }
@@ -51,7 +51,12 @@ struct Link {
 
 enum class Kind { kInput, kConv, kDepthwise, kMaxPool, kWeighted, kPointwise, kBinary, kGather, kMean, kUnion, kExternal };
 
-struct Panel { int c0, vectors, valid; int64_t shift; size_t weights, bias; };
+struct Panel {
+  int c0, vectors, valid;
+  int64_t shift;
+  size_t weights, bias;
+  size_t merged;  // the weights again where they lie differently with merged rows (pairs of an odd number of channels), else `weights`
+};
 struct Phase {
   std::vector<int> ky, kx;
   std::vector<Panel> panels;
@@ -99,7 +104,7 @@ class Program {
   explicit Program(const Kernels* kernels);
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
-  int add_storage(int64_t floats);
+  int add_storage(int64_t elements);
   int add_tensor(int storage, int64_t offset, int n, int h, int w, int c, int ld, int mask_of);
   int add_axis(int in, int out, int taps, const int32_t* index);
 
@@ -125,12 +130,12 @@ class Program {
   int64_t weight_bytes() const;
 
   const Kernels* k;
-  std::vector<int64_t> storages;  // floats
+  std::vector<int64_t> storages;  // elements
   std::vector<Tensor> tensors;
   std::vector<Axis> axes;
   std::vector<Step> steps;
   int masks = 0;
-  int64_t zero_floats = 64;
+  int64_t zero_elements = 64;
 
  private:
   Step& push(Kind kind, int out);
@@ -147,13 +152,14 @@ struct Mask {
   void fill();
 };
 
-struct Frame { const float* data; int64_t image, plane, row; };  // strides in floats; columns are contiguous
+// Strides in its own elements; columns are contiguous. Its elements are those of the maps, or float32 to be rounded (`wide`).
+struct Frame { const Raw* data; int64_t image, plane, row; bool wide; };
 
 enum class Filter : int { kNone = 0, kVote = 1, kBlock = 2 };
 
 class State {
  public:
-  State(std::shared_ptr<const Program> program, std::vector<float*> storages);
+  State(std::shared_ptr<const Program> program, std::vector<Raw*> storages);
   State(const State&) = delete;
   State& operator=(const State&) = delete;
   void reset();
@@ -169,7 +175,7 @@ class State {
   int64_t bytes() const;
 
   std::shared_ptr<const Program> program;
-  std::vector<float*> storage;
+  std::vector<Raw*> storage;
   std::vector<Mask> changed;        // per mask id
   std::vector<Mask> sites;          // per step
   std::vector<float> threshold;     // per step, absolute
@@ -183,7 +189,7 @@ class State {
  private:
   struct Scratch {
     Aligned rows;
-    std::vector<const float*> taps;
+    std::vector<const Raw*> taps;
     std::vector<float> sums;
     std::vector<uint8_t> flags;
     // of blocks
@@ -193,7 +199,8 @@ class State {
     float* row_space(size_t floats);
   };
   struct Block;
-  float* at(int tensor) const;
+  Raw* at(int tensor) const;
+  float value(const Raw* x) const;
   bool find_sites(int step);
   void project(const Link& link, const Mask& from, const Tensor& tin, const Tensor& tout, Mask& to);
   void list_sites(int step);
@@ -208,9 +215,9 @@ class State {
   void for_chunks(int step, int64_t work_per_site, F&& compute);
   void run_conv(int step);
   void conv_group(const Step& s, int phase, bool merged, const std::vector<Site>& list, const Publish& pub, int step);
-  void conv_pixels(const Step& s, const Phase& p, const ConvTile& shape, const Site* list, int count, const Publish& pub, int step,
-                   Scratch& w);
-  void fill_taps(const Step& s, int phase, bool merged, const Site* list, int n, const float** taps) const;
+  void conv_pixels(const Step& s, const Phase& p, bool merged, const ConvTile& shape, const Site* list, int count, const Publish& pub,
+                   int step, Scratch& w);
+  void fill_taps(const Step& s, int phase, bool merged, const Site* list, int n, const Raw** taps) const;
   void run_depthwise(int step);
   void run_block(int step);
   void pull(const Link& link, const Mask& wanted, const Tensor& tin, const Tensor& tout, Mask& needed);
@@ -232,7 +239,7 @@ class State {
   std::vector<Aligned> row_sums_;   // per step, for means
   Aligned zeros_, held_frame_;
   Aligned big_rows_;
-  std::vector<const float*> big_taps_;
+  std::vector<const Raw*> big_taps_;
   std::vector<float> big_sums_;
   std::vector<uint8_t> big_flags_;
 };

@@ -37,7 +37,7 @@ float* State::Scratch::row_space(size_t floats) {
   return rows.data;
 }
 
-State::State(std::shared_ptr<const Program> p, std::vector<float*> given) : program(std::move(p)), storage(std::move(given)) {
+State::State(std::shared_ptr<const Program> p, std::vector<Raw*> given) : program(std::move(p)), storage(std::move(given)) {
   if (storage.size() != program->storages.size()) throw std::invalid_argument("state: one pointer per storage");
   changed.resize((size_t)program->masks);
   for (const Tensor& t : program->tensors)
@@ -57,9 +57,9 @@ State::State(std::shared_ptr<const Program> p, std::vector<float*> given) : prog
       const Tensor& in = program->tensors[(size_t)s.links[0].tensor];
       row_sums_[i] = Aligned((size_t)in.n * in.h * ((in.c + 15) / 16 * 16) + 64);
     }
-    if (s.kind == Kind::kInput) held_frame_ = Aligned((size_t)t.pixels() * t.c + 64);
+    if (s.kind == Kind::kInput) held_frame_ = Aligned(((size_t)t.pixels() * t.c + 64) * (size_t)program->k->element / sizeof(float));
   }
-  zeros_ = Aligned((size_t)program->zero_floats);
+  zeros_ = Aligned((size_t)program->zero_elements);  // as floats, which is enough for either element
 }
 
 void State::reset() {
@@ -75,9 +75,24 @@ void State::set_threshold(int step, float value) {
   threshold[(size_t)step] = value;
 }
 
-float* State::at(int tensor) const {
+Raw* State::at(int tensor) const {
   const Tensor& t = program->tensors[(size_t)tensor];
-  return storage[(size_t)t.storage] + t.offset;
+  return storage[(size_t)t.storage] + t.offset * program->k->element;
+}
+
+// One element of a map.
+float State::value(const Raw* x) const {
+  uint32_t bits = 0;
+  if (program->k->element == 4) {
+    std::memcpy(&bits, x, 4);
+  } else {
+    uint16_t half;
+    std::memcpy(&half, x, 2);
+    bits = (uint32_t)half << 16;
+  }
+  float result;
+  std::memcpy(&result, &bits, 4);
+  return result;
 }
 
 State::Scratch& State::scratch(int worker) { return *scratch_[(size_t)worker]; }
@@ -316,11 +331,11 @@ void State::for_chunks(int step, int64_t work_per_site, F&& compute) {
 
 // -- convolution ------------------------------------------------------------------------------------------------
 
-void State::fill_taps(const Step& s, int phase, bool merged, const Site* list, int n, const float** taps) const {
+void State::fill_taps(const Step& s, int phase, bool merged, const Site* list, int n, const Raw** taps) const {
   const Link& l = s.links[0];
   const Tensor &tin = program->tensors[(size_t)l.tensor], &tout = program->tensors[(size_t)s.out];
-  const float* base = at(l.tensor);
-  const int64_t ld = tin.ld;
+  const Raw* base = at(l.tensor);
+  const int64_t ld = (int64_t)tin.ld * program->k->element;  // bytes from pixel to pixel
   if (l.how == Reads::kSame) {
     for (int i = 0; i < n; ++i) taps[i] = base + (int64_t)list[i].index * ld;
     return;
@@ -329,15 +344,15 @@ void State::fill_taps(const Step& s, int phase, bool merged, const Site* list, i
   const Phase& p = s.phases[(size_t)phase];
   const int per_image = tout.h * tout.w;
   const int ny = (int)p.ky.size(), nx = (int)p.kx.size();
-  const float* zero = zeros_.data;
+  const Raw* zero = reinterpret_cast<const Raw*>(zeros_.data);
   for (int i = 0; i < n; ++i) {
     const Site at = list[i];
-    const float* image = tin.n == 1 ? base : base + (int64_t)(at.index / per_image) * tin.h * tin.w * ld;
+    const Raw* image = tin.n == 1 ? base : base + (int64_t)(at.index / per_image) * tin.h * tin.w * ld;
     const int32_t* rows = ay.index.data() + (size_t)at.y * ay.taps;
     const int32_t* cols = ax.index.data() + (size_t)at.x * ax.taps;
     for (int j = 0; j < ny; ++j) {
       const int r = rows[p.ky[(size_t)j]];
-      const float* line = image + (int64_t)r * tin.w * ld;
+      const Raw* line = image + (int64_t)r * tin.w * ld;
       if (merged) {
         *taps++ = r < 0 ? zero : line + cols[0] * ld;
       } else {
@@ -351,8 +366,8 @@ void State::fill_taps(const Step& s, int phase, bool merged, const Site* list, i
 }
 
 // All panels of a convolution over pixels whose taps lie in shape.taps; published.
-void State::conv_pixels(const Step& s, const Phase& p, const ConvTile& shape, const Site* list, int count, const Publish& pub, int step,
-                        Scratch& w) {
+void State::conv_pixels(const Step& s, const Phase& p, bool merged, const ConvTile& shape, const Site* list, int count, const Publish& pub,
+                        int step, Scratch& w) {
   const Kernels& k = *program->k;
   const bool in_registers = finishes_in_registers(pub), keeps_rows = !publishes_at_once(pub);
   const int panels = (int)p.panels.size();
@@ -366,7 +381,7 @@ void State::conv_pixels(const Step& s, const Phase& p, const ConvTile& shape, co
     const Panel& panel = p.panels[(size_t)i];
     t.shift = panel.shift;
     t.vectors = panel.vectors;
-    t.weights = s.weights.data + panel.weights;
+    t.weights = s.weights.data + (merged ? panel.merged : panel.weights);
     t.bias = s.bias.data + panel.bias;
     t.c0 = panel.c0;
     t.valid = panel.valid;
@@ -395,7 +410,7 @@ void State::conv_group(const Step& s, int phase, bool merged, const std::vector<
   const int threads = Pool::instance().threads();
   const bool parallel = threads > 1 && depth * s.ldo * n >= kSerialWork;
   int block = kChunk;
-  if (depth * s.ldo * 4 > kSmallWeights) block = std::clamp((1 << 18) / s.ldo, kChunk, 2048);
+  if (depth * s.ldo * k.element > kSmallWeights) block = std::clamp((1 << 18) / s.ldo, kChunk, 2048);
   block = std::min(block, std::max(kChunk, 16384 / std::max(ntaps, 1)));
   bool by_panel = false;
   if (parallel && n < block * 2 * threads) {
@@ -403,8 +418,8 @@ void State::conv_group(const Step& s, int phase, bool merged, const std::vector<
     else if (panels >= threads && !s.panels_overlap) by_panel = true;
     else block = std::max(6, (n + threads - 1) / threads);
   }
-  auto tile = [&](const Panel& panel, const float* const* taps, int pixels, float* out, float* sums) {
-    return ConvTile{taps, panel.shift, pixels, ntaps, run, panel.vectors, s.weights.data + panel.weights, s.bias.data + panel.bias,
+  auto tile = [&](const Panel& panel, const Raw* const* taps, int pixels, float* out, float* sums) {
+    return ConvTile{taps, panel.shift, pixels, ntaps, run, panel.vectors, s.weights.data + (merged ? panel.merged : panel.weights), s.bias.data + panel.bias,
                     out ? out + panel.c0 : nullptr, s.ldo, sums, panel.c0, panel.valid};
   };
   const bool in_registers = finishes_in_registers(pub), keeps_rows = !publishes_at_once(pub);
@@ -433,7 +448,7 @@ void State::conv_group(const Step& s, int phase, bool merged, const std::vector<
     grow(w.taps, (size_t)even * ntaps + 1);
     grow(w.flags, (size_t)even);
     fill_taps(s, phase, merged, list.data() + from, count, w.taps.data());
-    conv_pixels(s, p, tile(p.panels[0], w.taps.data(), count, nullptr, nullptr), list.data() + from, count, pub, step, w);
+    conv_pixels(s, p, merged, tile(p.panels[0], w.taps.data(), count, nullptr, nullptr), list.data() + from, count, pub, step, w);
   };
   if (parallel) Pool::instance().run(blocks, body);
   else
@@ -456,23 +471,23 @@ void State::run_depthwise(int step) {
   const Link& l = s.links[0];
   const Tensor &tin = program->tensors[(size_t)l.tensor], &tout = program->tensors[(size_t)s.out];
   const Axis &ay = program->axes[(size_t)l.rows], &ax = program->axes[(size_t)l.cols];
-  const float* base = at(l.tensor);
-  const float* zero = zeros_.data;
-  const int64_t ld = tin.ld;
+  const Raw* base = at(l.tensor);
+  const Raw* zero = reinterpret_cast<const Raw*>(zeros_.data);
   const Kernels& k = *program->k;
+  const int64_t ld = (int64_t)tin.ld * k.element;  // bytes from pixel to pixel
   const Publish pub = publisher(step);
   const bool at_once = publishes_at_once(pub);
-  constexpr int kLongest = 16;  // so that zero_floats covers a run of padding rows
+  constexpr int kLongest = 16;  // so that zero_elements covers a run of padding rows
   const int ldr = (tout.c + 15) / 16 * 16;
   const int chunk = std::clamp(32768 / ldr, 8, 64);
   split_list(chunk, (int64_t)s.kh * s.kw * tout.c, [&](const Site* list, int n, Scratch& w) {
     float* rows = w.row_space((size_t)chunk * ldr + 64);
     grow(w.flags, (size_t)chunk);
     grow(w.taps, (size_t)s.kh * s.kw);
-    const float** taps = w.taps.data();
+    const Raw** taps = w.taps.data();
     for (int i = 0; i < n;) {
       const Site at = list[i];
-      const float* image = tin.n == 1 ? base : base + (int64_t)(at.index / (tout.h * tout.w)) * tin.h * tin.w * ld;
+      const Raw* image = tin.n == 1 ? base : base + (int64_t)(at.index / (tout.h * tout.w)) * tin.h * tin.w * ld;
       const int32_t* ry = ay.index.data() + (size_t)at.y * ay.taps;
       const int32_t* cx = ax.index.data() + (size_t)at.x * ax.taps;
       float* row = rows + (int64_t)i * ldr;
@@ -482,7 +497,7 @@ void State::run_depthwise(int step) {
                list[i + count].y == at.y)
           ++count;
         for (int j = 0; j < s.kh; ++j) taps[j] = ry[j] < 0 ? zero : image + ((int64_t)ry[j] * tin.w + cx[0]) * ld;
-        const DepthwiseRun run{taps, count, (int)ld, ax.stride, s.weights.data, s.cpad, s.bias.data, row, ldr, tout.c};
+        const DepthwiseRun run{taps, count, tin.ld, ax.stride, s.weights.data, s.cpad, s.bias.data, row, ldr, tout.c};
         if (at_once ? k.depthwise_publish(s.kh, s.kw, run, pub, at.index, w.flags.data() + i) : k.depthwise_run(s.kh, s.kw, run)) {
           i += count;
           continue;
@@ -508,22 +523,24 @@ void State::run_windows(int step) {
   const Link& l = s.links[0];
   const Tensor &tin = program->tensors[(size_t)l.tensor], &tout = program->tensors[(size_t)s.out];
   const Axis &ay = program->axes[(size_t)l.rows], &ax = program->axes[(size_t)l.cols];
-  const float* base = at(l.tensor);
+  const Raw* base = at(l.tensor);
+  const Raw* zero = reinterpret_cast<const Raw*>(zeros_.data);
   const bool max = s.kind == Kind::kMaxPool;
   const Kernels& k = *program->k;
+  const int64_t ld = (int64_t)tin.ld * k.element;  // bytes from pixel to pixel
   for_chunks(step, (int64_t)ay.taps * ax.taps * tout.c, [&](const Site* list, int n, float* rows, int ldr, Scratch& w) {
     grow(w.taps, (size_t)ay.taps * ax.taps);
     for (int i = 0; i < n; ++i) {
       const Site at = list[i];
-      const float* image = tin.n == 1 ? base : base + (int64_t)(at.index / (tout.h * tout.w)) * tin.h * tin.w * tin.ld;
+      const Raw* image = tin.n == 1 ? base : base + (int64_t)(at.index / (tout.h * tout.w)) * tin.h * tin.w * ld;
       int t = 0;
       for (int j = 0; j < ay.taps; ++j)
         for (int m = 0; m < ax.taps; ++m) {
           const int r = ay.index[(size_t)at.y * ay.taps + j], c = ax.index[(size_t)at.x * ax.taps + m];
           if (r < 0 || c < 0) {
-            if (!max) w.taps[(size_t)t++] = zeros_.data;
+            if (!max) w.taps[(size_t)t++] = zero;
           } else {
-            w.taps[(size_t)t++] = image + ((int64_t)r * tin.w + c) * tin.ld;
+            w.taps[(size_t)t++] = image + ((int64_t)r * tin.w + c) * ld;
           }
         }
       float* out = rows + (int64_t)i * ldr;
@@ -544,23 +561,24 @@ void State::run_elementwise(int step) {
   list_sites(step);
   const Tensor& tout = program->tensors[(size_t)s.out];
   const Kernels& k = *program->k;
-  auto operand = [&](int i, const Site& site, float* splat) -> const float* {
+  auto operand = [&](int i, const Site& site, Raw* splat) -> const Raw* {
     const Tensor& t = program->tensors[(size_t)s.links[(size_t)i].tensor];
     const int64_t image = site.index / (tout.h * tout.w);
     const int64_t pixel = ((t.n == 1 ? 0 : image) * t.h + (t.h == 1 ? 0 : site.y)) * t.w + (t.w == 1 ? 0 : site.x);
-    const float* x = at(s.links[(size_t)i].tensor) + pixel * t.ld;
+    const Raw* x = at(s.links[(size_t)i].tensor) + pixel * t.ld * k.element;
     if (t.c == tout.c) return x;
-    std::fill(splat, splat + tout.c, x[0]);
+    if (k.element == 4) std::fill_n(reinterpret_cast<float*>(splat), tout.c, *reinterpret_cast<const float*>(x));
+    else std::fill_n(reinterpret_cast<uint16_t*>(splat), tout.c, *reinterpret_cast<const uint16_t*>(x));
     return splat;
   };
   for_chunks(step, 2 * tout.c, [&](const Site* list, int n, float* rows, int ldr, Scratch& w) {
     if (s.kind == Kind::kPointwise) {
       const Tensor& t = program->tensors[(size_t)s.links[0].tensor];
-      const float* x = at(s.links[0].tensor);
+      const Raw* x = at(s.links[0].tensor);
       for (int i = 0; i < n; ++i) {
-        const float* from = x + (int64_t)list[i].index * t.ld;
+        const Raw* from = x + (int64_t)list[i].index * t.ld * k.element;
         if (s.weights.size) k.affine_pixel(from, s.weights.data, s.bias.data, rows + (int64_t)i * ldr, tout.c);
-        else std::memcpy(rows + (int64_t)i * ldr, from, sizeof(float) * (size_t)tout.c);
+        else k.copy_pixel(from, rows + (int64_t)i * ldr, tout.c);
       }
       return;
     }
@@ -568,8 +586,9 @@ void State::run_elementwise(int step) {
     grow(w.taps, 1);
     static thread_local std::vector<float> splat;
     grow(splat, 2 * (size_t)ldr + 128);
+    Raw *first = reinterpret_cast<Raw*>(splat.data()), *second = reinterpret_cast<Raw*>(splat.data() + ldr + 64);
     for (int i = 0; i < n; ++i)
-      k.binary_pixel(s.op, operand(0, list[i], splat.data()), operand(1, list[i], splat.data() + ldr + 64), rows + (int64_t)i * ldr, tout.c);
+      k.binary_pixel(s.op, operand(0, list[i], first), operand(1, list[i], second), rows + (int64_t)i * ldr, tout.c);
   });
 }
 
@@ -577,6 +596,7 @@ void State::run_gather(int step) {
   const Step& s = program->steps[(size_t)step];
   list_sites(step);
   const Tensor& tout = program->tensors[(size_t)s.out];
+  const int element = program->k->element;
   for_chunks(step, tout.c, [&](const Site* list, int n, float* rows, int ldr, Scratch&) {
     for (int i = 0; i < n; ++i) {
       const Site site = list[i];
@@ -592,10 +612,11 @@ void State::run_gather(int step) {
         }
         if (r < 0 || c < 0) continue;
         const int64_t image = site.index / (tout.h * tout.w);
-        const float* from = at(l.tensor) + ((image * t.h + r) * t.w + c) * t.ld;
+        const Raw* from = at(l.tensor) + ((image * t.h + r) * t.w + c) * t.ld * element;
         for (const ChannelRun& run : part.runs[(size_t)((site.y % part.period_y) * part.period_x + site.x % part.period_x)])
-          if (run.length == 1) out[run.dst] = from[run.src];  // a call per channel would cost more than the copy
-          else std::memcpy(out + run.dst, from + run.src, sizeof(float) * (size_t)run.length);
+          if (run.length == 1) out[run.dst] = value(from + run.src * element);  // a call per channel would cost more than the copy
+          else if (element == 4) std::memcpy(out + run.dst, from + run.src * element, sizeof(float) * (size_t)run.length);
+          else for (int j = 0; j < run.length; ++j) out[run.dst + j] = value(from + (run.src + j) * element);
       }
     }
   });
@@ -609,14 +630,15 @@ void State::run_mean(int step) {
   const Mask& m = changed[(size_t)tin.mask];
   const int pad = (tin.c + 15) / 16 * 16;
   float* sums = row_sums_[(size_t)step].data;
-  const float* x = at(s.links[0].tensor);
+  const Raw* x = at(s.links[0].tensor);
+  const int64_t line = (int64_t)tin.w * tin.ld * program->k->element;  // bytes from row to row
   std::vector<int> rows;
   for (const Site& site : list_)
     for (int r = site.index * tin.h; r < (site.index + 1) * tin.h; ++r)
       if (fresh || m.row_any[(size_t)r]) rows.push_back(r);
   auto body = [&](int i, int) {
     const int r = rows[(size_t)i];
-    program->k->sum_row(x + (int64_t)r * tin.w * tin.ld, tin.w, tin.ld, sums + (int64_t)r * pad, tin.c);
+    program->k->sum_row(x + r * line, tin.w, tin.ld, sums + (int64_t)r * pad, tin.c);
   };
   if ((int64_t)rows.size() * tin.w * tin.c < kSerialWork)
     for (int i = 0; i < (int)rows.size(); ++i) body(i, 0);
@@ -679,29 +701,40 @@ bool State::begin(const Frame& f) {
   Mask& m = changed[(size_t)t.mask];
   const Kernels& k = *program->k;
   m.clear();
-  const int64_t plane = (int64_t)t.h * t.w;
+  const int64_t plane = (int64_t)t.h * t.w, element = k.element;
   const float limit = threshold[0];
   const int mode = fresh ? kAlways : limit > 0 ? kWithin : kExact;
-  auto rows_in = [&](int r) { return f.data + (r / t.h) * f.image + (r % t.h) * f.row; };
-  auto rows_held = [&](int r) { return held_frame_.data + (r / t.h) * plane * t.c + (int64_t)(r % t.h) * t.w; };
+  // A wide frame's row is rounded into scratch memory, plane behind plane, before anything looks at it.
+  const int64_t frame_element = f.wide ? 4 : element, frame_plane = f.wide ? t.w : f.plane;
+  auto rows_in = [&](int r, int worker) -> const Raw* {
+    const Raw* x = f.data + ((r / t.h) * f.image + (r % t.h) * f.row) * frame_element;
+    if (!f.wide) return x;
+    Raw* rounded = reinterpret_cast<Raw*>(scratch(worker).row_space((size_t)t.c * t.w));
+    for (int c = 0; c < t.c; ++c)
+      k.round_row(reinterpret_cast<const float*>(x) + c * f.plane, rounded + c * frame_plane * element, t.w);
+    return rounded;
+  };
+  auto rows_held = [&](int r) {
+    return reinterpret_cast<Raw*>(held_frame_.data) + ((r / t.h) * plane * t.c + (int64_t)(r % t.h) * t.w) * element;
+  };
   std::atomic<bool> bad{false};
   constexpr int kRows = 16;
   const int items = (m.rows + kRows - 1) / kRows;
-  auto compare = [&](int i, int) {
+  auto compare = [&](int i, int worker) {
     for (int r = i * kRows; r < std::min(m.rows, (i + 1) * kRows); ++r) {
-      const float* x = rows_in(r);
-      const float* held = rows_held(r);
+      const Raw* x = rows_in(r, worker);
+      const Raw* held = rows_held(r);
       if (mode == kExact) {  // most rows of a still frame are equal: find out at the speed of memory
         bool same = true;
-        for (int c = 0; c < t.c && same; ++c) same = k.equal(x + c * f.plane, held + c * plane, t.w);
+        for (int c = 0; c < t.c && same; ++c) same = k.equal(x + c * frame_plane * element, held + c * plane * element, t.w);
         if (same) continue;
       }
       uint8_t* bits = m.bits.data() + (size_t)r * t.w;
-      k.diff_row(x, f.plane, held, plane, t.c, t.w, mode, norm, limit, bits);
+      k.diff_row(x, frame_plane, held, plane, t.c, t.w, mode, norm, limit, bits);
       if (!k.count(bits, t.w)) continue;
       m.row_any[(size_t)r] = 1;
       for (int c = 0; c < t.c; ++c)
-        if (!k.all_finite(x + c * f.plane, t.w)) bad.store(true, std::memory_order_relaxed);
+        if (!k.all_finite(x + c * frame_plane * element, t.w)) bad.store(true, std::memory_order_relaxed);
     }
   };
   Pool::instance().run(items, compare);
@@ -714,13 +747,13 @@ bool State::begin(const Frame& f) {
     filter == Filter::kVote ? filter_vote(m) : filter_block(m);
     for (int r = 0; r < m.rows; ++r) m.row_any[(size_t)r] = k.count(m.bits.data() + (size_t)r * t.w, t.w) > 0;
   }
-  float* out = at(s.out);
+  Raw* out = at(s.out);
   std::atomic<int64_t> total{0};
-  auto write = [&](int i, int) {
+  auto write = [&](int i, int worker) {
     int64_t n = 0;
     for (int r = i * kRows; r < std::min(m.rows, (i + 1) * kRows); ++r) {
       if (!m.row_any[(size_t)r]) continue;
-      n += k.write_row(rows_in(r), f.plane, rows_held(r), plane, out + (int64_t)r * t.w * t.ld, t.ld, t.c, t.w,
+      n += k.write_row(rows_in(r, worker), frame_plane, rows_held(r), plane, out + (int64_t)r * t.w * t.ld * element, t.ld, t.c, t.w,
                        m.bits.data() + (size_t)r * t.w);
     }
     total.fetch_add(n, std::memory_order_relaxed);
@@ -798,12 +831,13 @@ void State::publish_external(int step, const float* data, int64_t sn, int64_t sc
 
 double State::tensor_std(int tensor) const {
   const Tensor& t = program->tensors[(size_t)tensor];
-  const float* x = at(tensor);
-  const double origin = x[0];  // squares of small differences: a large mean must not swallow them
+  const Raw* x = at(tensor);
+  const int64_t element = program->k->element;
+  const double origin = value(x);  // squares of small differences: a large mean must not swallow them
   double sum = 0, squares = 0;
-  for (int64_t p = 0; p < t.pixels(); ++p, x += t.ld)
+  for (int64_t p = 0; p < t.pixels(); ++p, x += t.ld * element)
     for (int c = 0; c < t.c; ++c) {
-      const double d = x[c] - origin;
+      const double d = value(x + c * element) - origin;
       sum += d;
       squares += d * d;
     }
