@@ -87,7 +87,7 @@ class NativeExecutor(Executor):
 
     def run(self, frame: torch.Tensor) -> None:
         own = self._lowered.dtype
-        if frame.dtype != own and frame.dtype != torch.float32:
+        if frame.dtype not in {own, torch.float32}:
             frame = frame.to(own)
         if frame.stride(3) != 1 and frame.shape[3] > 1:
             frame = frame.contiguous()
