@@ -100,7 +100,9 @@ def test_parity_in_bfloat16(case: Case) -> None:
         sparse = [_unsigned_zeros(executor.value(node)) for node in plan.graph.outputs]
         executor.reset()
         executor.run(frames[-1])
-        oracle.assert_bits_equal(sparse, [_unsigned_zeros(executor.value(node)) for node in plan.graph.outputs], f"{name}: its own dense run")
+        oracle.assert_bits_equal(
+            sparse, [_unsigned_zeros(executor.value(node)) for node in plan.graph.outputs], f"{name}: its own dense run"
+        )
     # a float32 tensor inside the function makes float32 of what it meets, in PyTorch and here
     mixed = any(node.dtype == torch.float32 for node in plan.graph.nodes)
     assert (case.native and not mixed) == (not [step for step in plan.steps if executor.where(step)[0] != "native"])
@@ -224,6 +226,7 @@ class TestThreads:
         yield
         kernels.set_num_threads(before)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     @pytest.mark.parametrize(
         ("model", "shape"),
         [
@@ -245,9 +248,9 @@ class TestThreads:
             ),
         ],
     )
-    def test_bits_do_not_depend_on_threads(self, model: type[nn.Module], shape: tuple[int, int, int, int]) -> None:
+    def test_bits_do_not_depend_on_threads(self, model: type[nn.Module], shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
         plan = plan_of(model().eval(), shape)
-        lowered = lower(plan, _module(), kernels.isa())
+        lowered = lower(plan, _module(), kernels.isa(), dtype)
         results: dict[int, list[Tensor]] = {}
         for threads in (1, 2, 3):
             kernels.set_num_threads(threads)

@@ -68,9 +68,7 @@ class NativeExecutor(Executor):
             if step.head.op == "constant" and step.head not in self._views:
                 value = step.head.attrs["value"]
                 captured = self.plan.graph.input.dtype
-                self._views[step.head] = (
-                    value.to(lowered.dtype) if isinstance(value, torch.Tensor) and value.dtype == captured else value
-                )
+                self._views[step.head] = value.to(lowered.dtype) if isinstance(value, torch.Tensor) and value.dtype == captured else value
         self._opaque: dict[Node, object] = {}
         self._opaque_changed: set[Node] = set()
         self._opaque_ran: set[Step] = set()
