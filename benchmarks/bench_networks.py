@@ -3,7 +3,7 @@
 "uniform d": every step of the network computes the same share d of its positions, in blobs (one mask per resolution), and the frame
 changes in such a blob; this measures the engine, not what a video would need. "exact box": a box of 5 % of the frame moves, the
 threshold is 0, and all masks follow from it. "static": the same frame again. All of these time `stream(frame)` as a user calls it;
-"program" rows time the native call alone. With ``--dtype bfloat16`` everybody computes in bfloat16; frames stay float32.
+"program" rows time the native call alone. `bench_bfloat16.py` is the same in bfloat16.
 """
 
 from __future__ import annotations
@@ -187,13 +187,15 @@ def summarise(rows: list[dict[str, Any]], peers: Iterable[str]) -> None:
         print(f"  against {best}: {ratios}", flush=True)
 
 
-if __name__ == "__main__":
-    command = parser("networks", __doc__ or "")
+def run(benchmark: str, description: str, dtype: str) -> int:
+    """The command line; `dtype` is what everybody computes in, "float32" or "bfloat16"."""
+    command = parser(benchmark, description)
+    command.set_defaults(dtype=dtype)
     command.add_argument("--peers", default="", help="comma-separated dense peers; default: all")
-    command.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="what everybody computes in")
     command.add_argument("--rounds", type=int, default=9, help="turns of every contestant")
     command.add_argument("--budget", type=float, default=150.0, help="seconds per network and size after which no new round starts")
-    given = command.parse_args()
-    if given.dtype == "bfloat16":
-        given.benchmark = "networks_bfloat16"
-    sys.exit(main(given, measure))
+    return main(command.parse_args(), measure)
+
+
+if __name__ == "__main__":
+    sys.exit(run("networks", __doc__ or "", "float32"))

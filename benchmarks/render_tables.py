@@ -137,6 +137,8 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "layers": ("layers", layers),
     "networks": ("networks", networks),
     "speedups": ("networks", speedups),
+    "bfloat16": ("bfloat16", networks),
+    "bfloat16speedups": ("bfloat16", speedups),
     "video": ("video", video),
     "memory": ("memory", memory),
     "conditions": ("networks", conditions),

@@ -88,6 +88,13 @@ def test_networks_quick(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("native")
+def test_bfloat16_quick(tmp_path: Path) -> None:
+    case = quick("bench_bfloat16.py", tmp_path, "--peers", "eager")["cases"][0]
+    assert {"eager", "uniform 1", "uniform 0.05", "exact box 5%", "static"} <= check_rows(case).keys()
+    assert 1e-4 < case["relative_error"] < 0.1, "three digits are what bfloat16 has"
+
+
+@pytest.mark.usefixtures("native")
 def test_two_threads_are_timed_by_the_wall_clock(tmp_path: Path) -> None:
     result = quick("bench_networks.py", tmp_path, "--peers", "eager", "--threads", "2")
     assert result["threads"] == 2 and {row["clock"] for row in result["cases"][0]["rows"]} == {"wall"}

@@ -102,6 +102,20 @@ def sentence(result: Any) -> str:
     return str(lines[0])
 
 
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-5), ("bfloat16", 0.05), ("float16", 0.01)])
+def test_a_job_in_another_element_type(networks: Path, video: Path, tmp_path: Path, dtype: str, most: float) -> None:
+    numbers = tmp_path / "r.json"
+    result = run(
+        "stream", video, "--model", f"{networks}:segment", "--threshold", 0, "--json", numbers, "--compare", "dense", "--size", "96x64",
+        "--dtype", dtype,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    table = json.loads(numbers.read_text())
+    assert table["settings"]["dtype"] == dtype
+    assert table["summary"]["relative_l2_max"] < most
+    assert dtype == "float32" or table["summary"]["relative_l2_max"] > 1e-5
+
+
 # -- the job ------------------------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +247,7 @@ def test_differences_are_measured_over_all_outputs() -> None:
         (["--compare", "sparse"], "expected one of dense"),
         (["--task", "poetry"], "expected one of auto"),
         (["--backend", "gpu"], "expected one of auto"),
+        (["--dtype", "int8"], "expected one of float32, bfloat16"),
         (["--threshold", "-1"], "--threshold"),
         (["--frames", "0"], "--frames"),
         (["--model", "resnet50"], "expected torchvision:NAME"),

@@ -226,6 +226,7 @@ class TestThreads:
         yield
         kernels.set_num_threads(before)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     @pytest.mark.parametrize(
         ("model", "shape"),
         [
@@ -247,9 +248,9 @@ class TestThreads:
             ),
         ],
     )
-    def test_bits_do_not_depend_on_threads(self, model: type[nn.Module], shape: tuple[int, int, int, int]) -> None:
+    def test_bits_do_not_depend_on_threads(self, model: type[nn.Module], shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
         plan = plan_of(model().eval(), shape)
-        lowered = lower(plan, _module(), kernels.isa())
+        lowered = lower(plan, _module(), kernels.isa(), dtype)
         results: dict[int, list[Tensor]] = {}
         for threads in (1, 2, 3):
             kernels.set_num_threads(threads)

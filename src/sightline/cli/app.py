@@ -121,6 +121,9 @@ def stream_command(
     blur: Annotated[bool, typer.Option("--blur", help="Blur faces instead of framing them (task centerface).")] = False,
     view: Annotated[str, typer.Option(help="Picture of the video: both, frame (full size) or heat.")] = "both",
     backend: Backend = "auto",
+    dtype: Annotated[
+        str | None, typer.Option(help="Compute in: float32, bfloat16 (half the state; `doctor` says whether it is fast here) ...")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     threads: Threads = None,
     quiet: Quiet = False,
@@ -130,7 +133,7 @@ def stream_command(
 
     options = stream.StreamOptions(
         model=model, threshold=threshold, threshold_unit=threshold_unit, input_threshold=input_threshold, noise=noise, norm=norm,
-        size=size, mean=mean, std=std, scale=scale, bgr=bgr, compare=compare, task=task, view=view, backend=backend,
+        size=size, mean=mean, std=std, scale=scale, bgr=bgr, compare=compare, task=task, view=view, backend=backend, dtype=dtype,
     )  # fmt: skip
     try:
         job = stream.make_job(options, video)

@@ -77,7 +77,7 @@ class Job:
     """Everything that a streaming job is told; see ``sightline stream --help`` for the meaning of each.
 
     Attributes:
-        stream: keyword arguments of `sightline.stream`.
+        stream: keyword arguments of `sightline.stream`; `dtype` by its name.
         compare: run the dense network on some frames too.
         samples: on about how many.
         view: "both" (frame and heat side by side), "frame" (full size) or "heat".
@@ -208,7 +208,7 @@ class _Run:
         """Stream one frame, compare it, draw it."""
         tensor = self.preprocess(frame.rgb(self.size), self.device)
         first = not self.report.frames
-        outputs = self._first_outputs(tensor) if first else output_tensors(self.stream(tensor))
+        outputs = self._first_outputs(tensor) if first else _widened(output_tensors(self.stream(tensor)))
         last = self.stream.stats.last
         share = last.macs_done / last.macs_dense if last.macs_dense else 0.0
         record = FrameRecord(frame.index, float(last.seconds), float(last.density.get("input", 1.0)), float(share))
@@ -245,7 +245,7 @@ class _Run:
     def _first_outputs(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """Run the first frame, where a network shows whether it takes frames at all, and find out what it returns."""
         try:
-            outputs = output_tensors(self.stream(tensor))
+            outputs = _widened(output_tensors(self.stream(tensor)))
         except Exception as error:
             problem = self._why_not(tensor)
             if problem is None:  # the network is content, so the fault is not its own
@@ -489,10 +489,16 @@ def _interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
+def _widened(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Half precision as float32: numpy knows no bfloat16, and drawing needs no other type."""
+    return [value.float() if value.dtype in {torch.bfloat16, torch.float16} else value for value in outputs]
+
+
 def _make_stream(loaded: LoadedModel, job: Job) -> Any:
     factory = importlib.import_module("sightline").stream
+    options = {**job.stream, "dtype": getattr(torch, job.stream["dtype"])} if "dtype" in job.stream else job.stream
     try:
-        return factory(loaded.model, **job.stream)
+        return factory(loaded.model, **options)
     except SightlineError:
         raise
     except Exception as error:

@@ -20,6 +20,7 @@ _CHOICES = {
     "task": TASKS,
     "view": ("both", "frame", "heat"),
     "backend": ("auto", "native", "torch"),
+    "dtype": (None, "float32", "bfloat16", "float16", "float64"),
 }
 
 
@@ -42,6 +43,7 @@ class StreamOptions:
     task: str = "auto"
     view: str = "both"
     backend: str = "auto"
+    dtype: str | None = None
 
 
 def make_job(options: StreamOptions, video: str) -> Job:
@@ -73,6 +75,7 @@ def make_job(options: StreamOptions, video: str) -> Job:
             "noise": options.noise,
             "norm": options.norm,
             "backend": options.backend,
+            **({} if options.dtype is None else {"dtype": options.dtype}),
         },
         size=parse_size(options.size) if options.size else None,
         preprocess=_preprocess(options),

@@ -86,15 +86,15 @@ class NativeExecutor(Executor):
     # -- running -------------------------------------------------------------------------------------------------
 
     def run(self, frame: torch.Tensor) -> None:
-        own = self._lowered.dtype
-        if frame.dtype not in {own, torch.float32}:
-            frame = frame.to(own)
+        computed = self._lowered.dtype
+        if frame.dtype not in {computed, torch.float32}:
+            frame = frame.to(computed)
         if frame.stride(3) != 1 and frame.shape[3] > 1:
             frame = frame.contiguous()
         kernels.apply_num_threads()
         state = self._state
         image, plane, row, _ = frame.stride()
-        if not state.begin(frame.data_ptr(), image, plane, row, frame.dtype != own):
+        if not state.begin(frame.data_ptr(), image, plane, row, frame.dtype != computed):
             raise FrameError(
                 "`frame` holds NaN or Inf. Clean it (torch.nan_to_num) or skip it; the stream has not moved and takes the next frame."
             )

@@ -98,5 +98,6 @@ def _fold_affine(graph: Graph) -> None:
             else:
                 folded = folded * scale.reshape(-1, *[1] * (folded.dim() - 1))
             offset = shift if bias is None else bias.detach().to(torch.float64) * scale + shift
-            before.attrs = {**before.attrs, "weight": folded.to(weight.dtype), "bias": offset.to(weight.dtype)}
+            wide = torch.promote_types(weight.dtype, torch.float32)  # rounded to half precision by whoever computes in it, not before
+            before.attrs = {**before.attrs, "weight": folded.to(wide), "bias": offset.to(wide)}
             _replace(graph, node, before)

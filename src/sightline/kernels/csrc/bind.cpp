@@ -62,7 +62,7 @@ NB_MODULE(_native, m) {
 
   m.def("usable_isas", &usable_isas, "Instruction sets that this CPU can run, best first.");
   m.def("emulates_bfloat16", [](const std::string& isa) { return bfloat16_kernels_for(isa)->emulated; },
-        "Whether an instruction set computes products of bfloat16 without instructions for them.");
+        "Whether products of bfloat16 are emulated.");
   m.def("set_num_threads", [](int n) {
     nb::gil_scoped_release release;
     Pool::instance().set_threads(n);
