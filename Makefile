@@ -105,10 +105,11 @@ sanitize: $(STAMP)-test
 	VENV=$(VENV) scripts/sanitize.sh address
 	VENV=$(VENV) scripts/sanitize.sh thread
 
-# Random networks on random videos (N of them), and the property tests with many more examples each.
+# Random networks on random videos (N of them, from seed FIRST on), and the property tests with many more examples each.
 N ?= 2000
+FIRST ?= 300
 fuzz: $(STAMP)-test $(NATIVE)
-	SIGHTLINE_FUZZ=$(N) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow tests/test_fuzz.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --first $(FIRST) --count $(N)
 	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n $(WORKERS) -m hypothesis $(TESTS)
 
 wheel: $(STAMP)-base
