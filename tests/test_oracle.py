@@ -109,7 +109,7 @@ def test_networks_follow_from_their_seed() -> None:
 
 
 def test_networks_use_everything() -> None:
-    text = "\n".join(str(networks.RandomNetwork(seed)) for seed in range(300))
+    text = "\n".join(str(networks.RandomNetwork(seed)) for seed in range(600))
     for word in (
         "Conv2d", "ConvTranspose2d", "groups=", "dilation=", "reflect", "replicate", "circular", "output_padding", "MaxPool2d",
         "AvgPool2d", "ceil_mode=True", "AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "nearest", "bilinear", "bicubic", "cat of",
