@@ -97,7 +97,8 @@ def test_error_stays_flat_with_a_threshold(frames: int) -> None:
     """The error against dense over the last 20 frames is at most twice that over the 20 frames around frame 10, and is not nothing."""
     model = net()
     stream = sl.stream(model, 0.1, backend="native")
-    early, late = [], []
+    early: list[Tensor] = []
+    late: list[Tensor] = []
     for index, frame in enumerate(endless_video(frames)):
         got = stream(frame)
         if 1 <= index <= 20 or index >= frames - 20:
