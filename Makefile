@@ -27,7 +27,7 @@ else
 NATIVE := build
 endif
 
-.PHONY: help venv venv-demo venv-bench build stubs demo test lint format bench sanitize fuzz wheel clean distclean
+.PHONY: help venv venv-demo venv-bench build stubs demo test test-isas lint format bench sanitize fuzz wheel clean distclean
 
 help:
 	@sed -n '1,/^\.DEFAULT/{/^#/s/^# \{0,1\}//p}' Makefile
@@ -87,6 +87,15 @@ test: $(STAMP)-test $(NATIVE)
 WORKERS ?= 2
 TESTS ?=
 
+# The first laws and some networks on the instruction sets that are not this CPU's best, and without the native library.
+test-isas: $(STAMP)-test $(NATIVE)
+	for isa in avx2 baseline none; do \
+	  echo "== $$isa"; \
+	  SIGHTLINE_ISA=$${isa#none} SIGHTLINE_NO_NATIVE=$$([ $$isa = none ] && echo 1 || echo 0) OMP_NUM_THREADS=1 \
+	    $(BIN)/python -m pytest -q -n $(WORKERS) -k "$(SAMPLE)" tests/test_laws.py tests/test_zoo.py tests/test_kernels.py || exit 1; \
+	done
+SAMPLE := law_1 or law_2 or law_3 or isa or resnet18 or mobilenet_v2 or shufflenet or lraspp
+
 # All four, so that one run shows everything; fails if any does.
 lint: $(STAMP)-test
 	status=0; \
@@ -105,14 +114,16 @@ sanitize: $(STAMP)-test
 	VENV=$(VENV) scripts/sanitize.sh address
 	VENV=$(VENV) scripts/sanitize.sh thread
 
-# Random networks on random videos (N of them), and the property tests with many more examples each.
+# Random networks on random videos (N of them, from seed FIRST on), and the property tests with many more examples each.
 N ?= 2000
+FIRST ?= 300
 fuzz: $(STAMP)-test $(NATIVE)
-	SIGHTLINE_FUZZ=$(N) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow tests/test_fuzz.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py --first $(FIRST) --count $(N)
 	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -n $(WORKERS) -m hypothesis $(TESTS)
 
+# A wheel and the source distribution in dist/; CHECK=1 also builds and tries both in a fresh environment.
 wheel: $(STAMP)-base
-	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+	VENV=$(VENV) scripts/build_wheel.sh $(if $(CHECK),--check)
 
 clean:
 	rm -rf build dist demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -39,7 +39,8 @@ class RandomNetwork(nn.Module):
         torch.manual_seed(seed)
         self.layers = nn.ModuleList()
         self.calls: list[Call] = []
-        self.shape = (rng.choice([1, 1, 1, 2, 3]), rng.randint(1, 6), rng.randint(1, 18), rng.randint(1, 18))
+        h, w = (rng.randint(1, 2) if rng.random() < 0.07 else rng.randint(1, 18) for _ in range(2))
+        self.shape = (rng.choice([1, 1, 1, 2, 3]), rng.randint(1, 6), h, w)
         with torch.no_grad():
             self._draw(rng, rng.randint(2, 10) if calls is None else calls)
         torch.random.set_rng_state(generator_state)
@@ -123,7 +124,7 @@ def _pair(rng: random.Random, draw: Callable[[random.Random], int]) -> tuple[int
 
 
 def _channels(rng: random.Random) -> int:
-    return rng.choice([1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 20, 31, 33, 48, 66])
+    return rng.choice([1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 20, 31, 33, 48, 66, 100])
 
 
 def _conv(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> Call:
@@ -143,6 +144,21 @@ def _conv(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> C
     )
 
 
+def _block(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> Call:
+    """Widen, convolve depthwise, narrow: what MobileNets are made of; either end may be missing."""
+    c = x.shape[1]
+    widens, narrows = rng.choice([(True, True), (True, True), (True, False), (False, True)])
+    wide = min(100, c * rng.choice([2, 3, 6])) if widens else c
+    first = rng.choice([1, 1, 3])
+    kernel, dilation, stride = _pair(rng, _size), _pair(rng, lambda r: r.choice([1, 1, 1, 2])), _pair(rng, lambda r: r.choice([1, 1, 2, 3]))
+    half = [(k - 1) * d // 2 for k, d in zip(kernel, dilation, strict=True)]
+    act = rng.choice([nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.PReLU, nn.Identity])
+    parts = [nn.Conv2d(c, wide, first, rng.choice([1, 1, 2]), first // 2), nn.BatchNorm2d(wide), act()] if widens else []
+    parts += [nn.Conv2d(wide, wide, kernel, stride, (half[0], half[1]), dilation, groups=wide, bias=rng.random() < 0.5), act()]
+    parts += [nn.Conv2d(wide, rng.choice([c, _channels(rng)]), 1)] if narrows else []
+    return _layer(layers, nn.Sequential(*parts), index)
+
+
 def _same_conv(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> Call:
     """Keeps the map, so that residuals and second calls of one module find a partner."""
     c, k = x.shape[1], rng.choice([1, 3, 5])
@@ -158,6 +174,23 @@ def _transposed(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int
     extra: Any = tuple(rng.randint(0, max(s, d) - 1) for s, d in zip(stride, dilation, strict=True))
     cout = groups * rng.choice([1, 2, 3, 5])
     return _layer(layers, nn.ConvTranspose2d(cin, cout, kernel, stride, padding, extra, groups, rng.random() < 0.8, dilation), index)
+
+
+def _residual(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> Call:
+    """A block with a shortcut around it; the activation before the addition, after it, or nowhere."""
+    c, k = x.shape[1], rng.choice([1, 3])
+    layers.append(_weights(nn.Conv2d(c, c, k, padding=k // 2, groups=rng.choice([1, c]))))
+    acts: list[Callable[[Tensor], Tensor]] = [F.relu, F.silu, F.hardswish, torch.tanh]
+    number, act, last = len(layers) - 1, rng.choice(acts), rng.choice([0, 1, 1, 2])
+    if last == 0:
+        return f"{number}: {layers[number]} around which a shortcut", lambda held, v: v + held[number](v), [index]
+    if last == 1:
+        return (
+            f"{getattr(act, '__name__', act)} of {number}: {layers[number]} plus shortcut",
+            lambda held, v: act(held[number](v) + v),
+            [index],
+        )
+    return f"shortcut plus {getattr(act, '__name__', act)} of {number}: {layers[number]}", lambda held, v: v + act(held[number](v)), [index]
 
 
 def _norm(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> Call:
@@ -176,11 +209,12 @@ def _act(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> Ca
         lambda: nn.ELU(0.8), nn.Mish, nn.Softplus, lambda: nn.LeakyReLU(0.1), lambda: nn.Hardtanh(-0.5, 0.5), nn.PReLU,
         lambda: nn.PReLU(x.shape[1]),
     ]  # fmt: skip
-    if rng.random() < 0.2:
+    if rng.random() < 0.3:
         text, function = rng.choice(
             [
                 ("exp of tanh", lambda v: torch.exp(torch.tanh(v))),
                 ("sqrt", lambda v: torch.sqrt(v.abs() + 0.5)),
+                ("abs", torch.abs),
                 ("neg", torch.neg),
                 ("scalars", lambda v: (1.5 - v * 0.5) / 3 + 0.25),
                 ("x * sigmoid(x)", lambda v: v * torch.sigmoid(v)),
@@ -217,29 +251,74 @@ def _resample(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) 
 
 def _structure(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> Call:
     c, h, w = x.shape[1:]
-    kind = rng.randrange(7)
+    kind = rng.randrange(8)
     if kind == 0:
         start = rng.randrange(c)
         stop = rng.randint(start + 1, c)
-        return _plain(f"channels {start}:{stop}", lambda v: v[:, start:stop], index)
+        every = rng.choice([1, 1, 2, 3])
+        return _plain(f"channels {start}:{stop}:{every}", lambda v: v[:, start:stop:every], index)
     if kind == 1:
         y, dx, step = rng.randrange(h), rng.randrange(w), rng.randint(1, 3)
         return _plain(f"rows {y}::{step}, columns {dx}:", lambda v: v[:, :, y::step, dx:], index)
     if kind == 2:
-        sides, mode = [rng.randint(-1, 3) for _ in range(4)], rng.choice(["constant", "reflect", "replicate", "circular"])
-        if mode != "constant":
-            sides = [max(side, 0) for side in sides]
-        value = rng.choice([0.0, 0.5]) if mode == "constant" else None
-        return _plain(f"pad {sides} {mode} {value}", lambda v: F.pad(v, sides, mode, value), index)
+        return _pad(rng, x, layers, index)
     if kind == 3:
         groups = rng.choice([g for g in range(1, c + 1) if c % g == 0])
         return _plain(f"channel shuffle {groups}", lambda v: F.channel_shuffle(v, groups), index)
-    if kind == 4 and c % 4 == 0:
-        return _plain("pixel shuffle", lambda v: F.pixel_shuffle(v, 2), index)
-    if kind == 5:
-        return _plain("pixel unshuffle", lambda v: F.pixel_unshuffle(v, 2), index)
+    if kind == 4:
+        factors = [r for r in (2, 3) if c % (r * r) == 0]
+        if factors:
+            factor = rng.choice(factors)
+            return _plain(f"pixel shuffle {factor}", lambda v: F.pixel_shuffle(v, factor), index)
+    if kind in {4, 5}:
+        factors = [r for r in (2, 3) if h % r == 0 and w % r == 0]
+        if factors:
+            factor = rng.choice(factors)
+            return _plain(f"pixel unshuffle {factor}", lambda v: F.pixel_unshuffle(v, factor), index)
+    if kind == 6:
+        return _spread(rng, x, layers, index)
     half = c // 2
     return _plain("halves multiplied", lambda v: v[:, :half] * v[:, half : 2 * half], index)
+
+
+def _pad(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> Call:
+    sides, mode = [rng.randint(-1, 3) for _ in range(4)], rng.choice(["constant"] * 3 + ["reflect", "replicate", "circular"])
+    if mode != "constant" or rng.random() < 0.5:
+        sides = [max(side, 0) for side in sides]
+    value = rng.choice([0.0, 0.5]) if mode == "constant" else None
+    return _plain(f"pad {sides} {mode} {value}", lambda v: F.pad(v, sides, mode, value), index)
+
+
+def _spread(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> Call:
+    """Channels enough for a pixel shuffle by 3 (or 2), and the shuffle."""
+    factor = rng.choice([2, 3])
+    layers.append(_weights(nn.Conv2d(x.shape[1], factor * factor * rng.randint(1, 3), rng.choice([1, 3]), padding=rng.randint(0, 1))))
+    number = len(layers) - 1
+    return f"{number}: {layers[number]}, pixel shuffle {factor}", lambda held, v: F.pixel_shuffle(held[number](v), factor), [index]
+
+
+class _Constant(nn.Module):
+    """An operand that does not depend on the frame, held as a parameter."""
+
+    def __init__(self, shape: tuple[int, ...], text: str, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.empty(shape).uniform_(0.5, 1.5))
+        self.text, self.function = text, function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.value)
+
+    def extra_repr(self) -> str:
+        return f"{self.text}, {tuple(self.value.shape)}"
+
+
+def _constant(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> Call:
+    c, h, w = x.shape[1:]
+    shape = rng.choice([(c, 1, 1), (1, c, 1, 1), (1, 1, h, w), (1, c, h, w), (h, w), (1, 1, 1, 1), (c, h, 1)])
+    text, function = rng.choice(_BINARY)
+    layers.append(_Constant(shape, text, function if rng.random() < 0.5 else lambda a, b: function(b, a)))
+    number = len(layers) - 1
+    return f"{number}: {layers[number]}", lambda held, v: held[number](v), [index]
 
 
 def _gate(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> Call:
@@ -293,9 +372,11 @@ def _opaque(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) ->
 
 
 def _vector_call(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> Call:
-    kind = rng.randrange(5)
+    kind = rng.randrange(6)
     if kind < 2:
         return _layer(layers, nn.Linear(x.shape[1], rng.choice([1, 4, 10, 17])), index)
+    if kind == 5:
+        return _plain("scalars", lambda v: 0.5 - v / 3, index)
     if kind == 2:
         return _layer(layers, rng.choice([nn.ReLU(), nn.PReLU(), nn.PReLU(x.shape[1]), nn.SiLU(), nn.Hardswish()]), index)
     if kind == 3:
@@ -304,8 +385,8 @@ def _vector_call(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: in
 
 
 _MAKERS: list[tuple[Callable[[random.Random, Tensor, nn.ModuleList, int], Call], int]] = [
-    (_conv, 9), (_same_conv, 5), (_transposed, 3), (_norm, 3), (_act, 6), (_pool, 4), (_resample, 3), (_structure, 5), (_gate, 2),
-    (_head, 2), (_opaque, 2),
+    (_conv, 9), (_same_conv, 5), (_block, 3), (_transposed, 3), (_norm, 3), (_act, 9), (_pool, 5), (_resample, 4), (_structure, 8),
+    (_gate, 2),     (_head, 3), (_opaque, 2), (_constant, 2), (_residual, 2), (_pad, 2),
 ]  # fmt: skip
 
 
@@ -332,7 +413,7 @@ def _two_operands(rng: random.Random, values: list[Tensor], index: int) -> Call 
         parts = [rng.choice(grid) for _ in range(rng.randint(1, 3))] + [index]
         rng.shuffle(parts)
         return "cat", lambda _, *v: torch.cat(v, 1), parts
-    if rng.random() < 0.1:
+    if rng.random() < 0.2:
         dim = rng.choice([2, 3])
         return f"cat along {dim}", lambda _, *v: torch.cat(v, dim), [rng.choice(same), index]
     partners = same if rng.random() < 0.8 else [i for i in range(len(values)) if values[i].dim() == 4]

@@ -159,12 +159,37 @@ def test_source_distribution_can_be_built_from(tmp_path: Path) -> None:
     assert [name for name in names if name.endswith((".so", ".pyc", ".mp4"))] == []
 
 
+def test_one_wheel_for_python_3_12_and_later(project: dict[str, Any]) -> None:
+    """The stable ABI that nanobind can build begins there; a wheel without the module holds for every Python 3."""
+    settings = project["tool"]["scikit-build"]
+    assert settings["wheel"]["py-api"] == "cp312"
+    assert [override["wheel"]["py-api"] for override in settings["overrides"] if override["wheel"]["cmake"] is False] == ["py3", "py3"]
+
+
+def test_compiled_module_is_small() -> None:
+    from sightline import kernels
+
+    module = kernels.native()
+    if module is None:
+        pytest.skip(str(kernels.native_status()["reason"]))
+    assert Path(str(module.__file__)).stat().st_size < 10 * 2**20
+
+
+def test_wheel_script_rejects_what_it_does_not_know() -> None:
+    script = ROOT / "scripts" / "build_wheel.sh"
+    run = subprocess.run([str(script), "--nonsense"], capture_output=True, text=True, check=False, env={**os.environ, "VENV": sys.prefix})
+    assert run.returncode == 2 and "--nonsense" in run.stderr
+
+
 @pytest.mark.slow
 def test_wheel_has_the_native_module(tmp_path: Path) -> None:
     wheel = build("build_wheel", tmp_path)
-    names = zipfile.ZipFile(wheel).namelist()
-    assert len([name for name in names if re.fullmatch(r"sightline/kernels/_native\.[^/]+\.so", name)]) == 1
+    modules = [
+        entry for entry in zipfile.ZipFile(wheel).infolist() if re.fullmatch(r"sightline/kernels/_native\.[^/]+\.so", entry.filename)
+    ]
+    assert len(modules) == 1 and modules[0].file_size < 10 * 2**20
     assert not wheel.name.endswith("any.whl")
+    assert ("-cp312-abi3-" in wheel.name) == (sys.version_info >= (3, 12))
 
 
 @pytest.mark.slow

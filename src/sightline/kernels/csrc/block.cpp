@@ -51,7 +51,7 @@ void State::pull(const Link& link, const Mask& wanted, const Tensor& tin, const 
   const Kernels& k = *program->k;
   const Axis &ay = program->axes[(size_t)link.rows], &ax = program->axes[(size_t)link.cols];
   const int spread = (ax.out - 1) * ax.stride + 1, reach = spread + (ax.taps - 1) * ax.dilation;
-  const int from = std::max(0, ax.start), to = ax.regular ? std::min(ax.in, reach + ax.start) : ax.in;
+  const int from = ax.regular ? std::max(0, ax.start) : 0, to = ax.regular ? std::min(ax.in, reach + ax.start) : ax.in;
   grow(row_in_, (size_t)std::max(reach, ax.in) + 64);
   grow(row_tmp_, (size_t)spread + 64);
   needed.clear();
@@ -73,8 +73,7 @@ void State::pull(const Link& link, const Mask& wanted, const Tensor& tin, const 
       } else {
         for (int x = 0; x < ax.out; ++x)
           for (int j = 0; j < ax.taps && bits[x]; ++j)
-            if (const int c = ax.index[(size_t)x * ax.taps + j]; c >= from) row_in_[(size_t)c] = 1;
-        across += from;
+            if (const int c = ax.index[(size_t)x * ax.taps + j]; c >= 0) row_in_[(size_t)c] = 1;
       }
       for (int j = 0; j < ay.taps; ++j) {
         const int r = ay.index[(size_t)y * ay.taps + j];

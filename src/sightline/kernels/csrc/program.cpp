@@ -111,9 +111,15 @@ int Program::add_input(int tensor) {
 
 namespace {
 
-// Panels of 4 vectors while they last, then 3s and 2s; a single vector only where there is no more.
-std::vector<int> panel_widths(int vectors) {
+// Panels of 4 vectors while they last, then 3s and 2s; a single vector only where there is no more. With 16 registers (all but AVX-512)
+// a block of 4 vectors spills: 2s there, and a 3 where the number is odd.
+std::vector<int> panel_widths(int vectors, int lanes) {
   std::vector<int> out;
+  if (lanes < 16) {
+    for (; vectors > 3; vectors -= 2) out.push_back(2);
+    out.push_back(vectors);
+    return out;
+  }
   if (vectors % 4 && vectors % 3 == 0 && vectors <= 9) {
     out.assign((size_t)vectors / 3, 3);
     return out;
@@ -213,7 +219,7 @@ int Program::add_conv(int out, int in, int rows, int cols, const float* weight, 
     if (s.merged_rows) set_inner_columns(s, cx);
     zero_elements = std::max<int64_t>(zero_elements, (int64_t)kw * tin.c + tin.c + 64);
   }
-  const auto widths = panel_widths((block_out + lanes - 1) / lanes);
+  const auto widths = panel_widths((block_out + lanes - 1) / lanes, lanes);
   int padded = 0;
   for (int v : widths) padded += v * lanes;
   // Whole vectors: publishing reads and writes a row up to the next multiple of the lanes.
