@@ -135,14 +135,14 @@ def assert_only_needed(executor: Executor, masks: Masks, first: bool, where: str
             assert count == want, f"{where}: {step.name} computes {count} sites, the backward walk says {want}"
 
 
-@pytest.mark.parametrize("first", range(0, 60, 10))
+@pytest.mark.parametrize("first", range(0, 40, 10))
 def test_random_networks_and_areas(first: int) -> None:
     for seed in range(first, first + 10):
         check(seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", range(60, 2060, 20))
+@pytest.mark.parametrize("first", range(40, 2040, 20))
 def test_more_random_networks_and_areas(first: int) -> None:
     for seed in range(first, first + 20):
         check(seed)
@@ -210,7 +210,7 @@ def assert_within_where_needed(executor: Executor, masks: Masks, limits: dict[St
 
 @pytest.mark.parametrize("norm", ["rms", "max", "l2"])
 def test_law_2_holds_where_needed_while_the_area_moves(norm: str) -> None:
-    for seed in range(40, 48):
+    for seed in range(40, 46):
         network = RandomNetwork(seed)
         plan = plan_of(network, network.shape)
         needs, generator = Needs(plan), torch.Generator().manual_seed(seed)

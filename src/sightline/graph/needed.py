@@ -39,6 +39,14 @@ def area_on(area: torch.Tensor, node: Node) -> torch.Tensor:
     return Sites(area).resize(h, w).mask.expand(n, h, w).contiguous()
 
 
+def over(mask: torch.Tensor, value: torch.Tensor) -> tuple[int, ...]:
+    """Shape in which the mask of a value's positions, bool (n, h, w), broadcasts over the value."""
+    if value.dim() == 4:
+        n, h, w = mask.shape
+        return n, 1, h, w
+    return (mask.shape[0], *[1] * (value.dim() - 1)) if value.dim() else ()
+
+
 class Needs:
     """Works out masks for one plan; footprints are looked up once.
 
@@ -81,7 +89,7 @@ class Needs:
                 masks[step] = self._of(wanted, step, area)
                 if step.head.op != "input":
                     self._back(step, masks[step], wanted)
-        return masks
+        return dict(reversed(masks.items()))
 
     def covering(self, area: torch.Tensor, first: int = 0) -> Masks:
         """The area as it lies on the grid of every step, and of the frame what these steps read.
