@@ -14,35 +14,17 @@ from torch.utils import _pytree as pytree
 
 import oracle
 import sightline as sl
+from areas import box, cut, masked
 from networks import RandomNetwork, video
 from sightline.errors import BackendError, CaptureError, DTypeError, FrameError, ShapeError
 from sightline.graph import rules
 from sightline.graph.capture import capture
 from sightline.graph.ir import Node
-from sightline.graph.needed import Needs, area_on, over
+from sightline.graph.needed import Needs
 from sightline.graph.plan import Plan, make_plan
 from streams import SHAPE, Backend, absolute_thresholds, both_executors, dense, every_backend, executor_of, net
 
 NAN = float("nan")
-
-
-def box(size: tuple[int, int], y0: int, x0: int, y1: int, x1: int) -> sl.AreaOfInterest:
-    return sl.AreaOfInterest.from_boxes([(y0, x0, y1, x1)], size)
-
-
-def masked(area: Tensor, value: Tensor) -> Tensor:
-    """The value with 0 outside the area."""
-    if value.dim() == 4:
-        n, _, h, w = value.shape
-    else:
-        n, h, w = (value.shape[0] if value.dim() else 1), 1, 1
-    mask = area_on(area, Node("", "x", shape=(n, 1, h, w)))
-    return torch.where(mask.reshape(over(mask, value)), value, torch.zeros((), dtype=value.dtype))
-
-
-def cut(area: Tensor, result: Any) -> list[Tensor]:
-    """All tensors of a result, with 0 outside the area."""
-    return [masked(area, value) for value in oracle.tensors(result)]
 
 
 def assert_exact_inside(got: Any, model: nn.Module, frame: Tensor, area: Tensor, where: str = "") -> None:

@@ -84,8 +84,8 @@ def calibrate_brightness(
         A `Calibration`, with what was tried and a plot.
 
     Raises:
-        ValueError: neither or both targets, or one out of range; or no size can be reached (then a higher one helps: if every picture's
-            brightest positions are many, no threshold keeps few).
+        ValueError: neither or both targets, or one out of range; or no threshold reaches the target (positions of equal brightness are kept
+            or dropped together, and pictures without any bright one count as 1).
         ShapeError: no images.
 
     Cost: one forward per batch that is almost dense, and 12 focused ones.
@@ -120,16 +120,19 @@ def _calibrate(
     all_sizes = [_mean_size(bright, threshold) for threshold in fine]
     chosen = _for_size(fine, all_sizes, target_size) if target_size is not None else None
     picks = sorted({float("-inf"), *_spread(fine, all_sizes), *([chosen] if chosen is not None else [])})
-    agreements = []
-    for threshold in picks:
-        model.threshold = threshold
-        scores = [(agreement(model(batch), wanted), batch.shape[0]) for batch, wanted in zip(batches, dense, strict=True)]
-        agreements.append(sum(score * n for score, n in scores) / sum(n for _, n in scores))
+    agreements = [0.0] * len(picks)
+    for batch, wanted in zip(batches, dense, strict=True):  # batches outside: another size of batch is captured anew
+        for i, threshold in enumerate(picks):
+            model.threshold = threshold
+            agreements[i] += agreement(model(batch), wanted) * len(batch)
+    agreements = [value / sum(map(len, batches)) for value in agreements]
     sizes = [_mean_size(bright, threshold) for threshold in picks]
     if chosen is None:
         assert target_agreement is not None
         reaching = [i for i, value in enumerate(agreements) if value >= target_agreement]
-        best = min(reaching, key=lambda i: sizes[i])  # everything agrees with itself, unless `agreement` says otherwise
+        if not reaching:  # everything agrees with itself, unless `agreement` says otherwise
+            raise ValueError(f"no threshold reaches an agreement of {target_agreement:.3g}; the best is {max(agreements):.3g}.")
+        best = min(reaching, key=lambda i: sizes[i])
     else:
         best = picks.index(chosen)
     return Calibration(picks[best], sizes[best], agreements[best], tuple(picks), tuple(sizes), tuple(agreements))

@@ -100,6 +100,7 @@ class BrightnessFocused(Focused):
         self._last = [last]  # in a list, so that it is not registered twice
         names = {module: name for name, module in model.named_modules()}
         self._later = tuple(names[layer] for layer in later)
+        self._answers = 0  # how many tensors the model returns
         self.threshold = threshold
 
     @property
@@ -131,17 +132,25 @@ class BrightnessFocused(Focused):
             node.name, node.module = node.name.removeprefix("model."), node.module.removeprefix("model").removeprefix(".")
         if len(graph.outputs[-1].shape or ()) != 4:
             raise CaptureError(f"`top_layers` must end with a map (n, c, h, w); they return {graph.outputs[-1].shape}.")
+        self._answers = len(graph.outputs) - 1
+        # As outputs, what leaves the remaining layers is held by itself, and nothing that must be whole is fused behind it.
+        users = graph.users()
+        graph.outputs += [n for n in graph.nodes if self._focused(n) and not all(self._focused(user) for user in users[n])]
         return make_plan(graph)
 
     def _before(self, running: Running, frame: torch.Tensor) -> None:
         del frame
         if running.executor.pause is None:
-            *running.answers, boundary = running.plan.graph.outputs
-            running.executor.pause = running.plan.by_output[boundary], lambda: self._halfway(running)
+            running.answers = running.plan.graph.outputs[: self._answers]
+            running.executor.pause = self._boundary(running), lambda: self._halfway(running)
             running.inside = {node: area_on(torch.ones(1, 1, 1, dtype=torch.bool), node) for node in running.answers}
 
+    def _boundary(self, running: Running) -> Step:
+        """The step that ends the first layers."""
+        return running.plan.by_output[running.plan.graph.outputs[self._answers]]
+
     def _brightness(self, running: Running) -> torch.Tensor:
-        value = running.executor.value(running.plan.graph.outputs[-1])
+        value = running.executor.value(self._boundary(running).output)
         assert isinstance(value, torch.Tensor)
         return value.sum(1)
 
@@ -153,16 +162,16 @@ class BrightnessFocused(Focused):
         version, area = self._aoi.current()
         if version == running.area:
             return
-        first = running.plan.steps.index(running.plan.by_output[running.plan.graph.outputs[-1]]) + 1
-        masks = {step: m for step, m in running.needs.covering(area, first).items() if self._focused(step)}
+        first = running.plan.steps.index(self._boundary(running)) + 1
+        masks = {step: m for step, m in running.needs.covering(area, first).items() if self._focused(step.head)}
         self._limit(running, None if bool(area.all()) else masks)
         everywhere = torch.ones(1, 1, 1, dtype=torch.bool, device=area.device)
         running.inside = {node: area_on(area if self._limits(running, node) else everywhere, node) for node in running.answers}
         running.area = version
 
-    def _focused(self, step: Step) -> bool:
-        """Whether the step belongs to the remaining layers."""
-        return any(step.head.module == path or step.head.module.startswith(f"{path}.") for path in self._later)
+    def _focused(self, node: Node) -> bool:
+        """Whether a node belongs to the remaining layers."""
+        return any(node.module == path or node.module.startswith(f"{path}.") for path in self._later)
 
     def _limits(self, running: Running, node: Node) -> bool:
         step = running.plan.by_output.get(node)
@@ -170,7 +179,7 @@ class BrightnessFocused(Focused):
 
     def _packed(self, running: Running, values: list[torch.Tensor]) -> Any:
         tree = running.plan.graph.output_tree
-        return pytree.tree_unflatten([*values, None], tree)[0]
+        return pytree.tree_unflatten([*values, None], tree)[0]  # (what the model returns, the map)
 
 
 class _WithMap(nn.Module):
