@@ -47,7 +47,7 @@ def check_steps(focused: sl.Focused, what: str) -> float:
     for step in running.plan.steps:
         if step.head.op in {"input", "constant"} or executor.where(step)[1] == "a view":
             continue
-        want, got = run_chain(step.nodes, executor._read), executor.value(step.output)
+        want, got = run_chain(step.nodes, executor.value), executor.value(step.output)
         if want.dim() == 4:
             sites = executor.sites_mask(step)[:, None].expand_as(want)
             if bool(got[~sites].any()):

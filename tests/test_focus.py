@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import threading
 import warnings
 from typing import Any
@@ -312,6 +313,27 @@ def test_explain_memory_and_repr() -> None:
     memory = focused.memory()
     assert memory["total"] == sum(memory["tensors"].values()) > 0
     assert "mode='zero'" in repr(focused)
+
+
+def test_copies_and_pickles_stand_for_themselves() -> None:
+    model = nn.Conv2d(1, 1, 3, padding=1)
+    focused = sl.focus(model, box((6, 6), 0, 0, 6, 3), mode="exact")
+    frame = torch.rand(1, 1, 6, 6)
+    got = focused(frame)
+    for twin in (copy.deepcopy(focused), pickle.loads(pickle.dumps(focused))):
+        oracle.assert_bits_equal(twin(frame), got)
+        twin.aoi.mask.fill_(1)
+        twin.model.weight.data.zero_()
+    oracle.assert_bits_equal(focused(frame), got)
+    assert copy.copy(focused.aoi).mask is focused.aoi.mask
+
+
+def test_a_bad_frame_costs_no_new_capture() -> None:
+    focused = sl.focus(nn.Conv2d(1, 1, 1), torch.ones(2, 2), example=torch.zeros(1, 1, 4, 4))
+    running = focused._running
+    with pytest.raises(FrameError):
+        focused(torch.full((1, 1, 4, 4), NAN))
+    assert focused._running is running
 
 
 def test_one_area_in_two_threads_and_one_model_in_two() -> None:

@@ -92,6 +92,14 @@ class AreaOfInterest:
                 self._inside, self._version = inside, next(_VERSIONS)
             return self._version, self._inside
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: the mask."""
+        return {"mask": self._mask}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Counterpart of `__getstate__`."""
+        self.__init__(state["mask"])  # type: ignore[misc]
+
     def __repr__(self) -> str:
         return f"AreaOfInterest({' x '.join(map(str, self._mask.shape))}, size {self.size():.1%})"
 

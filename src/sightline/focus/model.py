@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from sightline.area import AreaOfInterest
-from sightline.errors import BackendError, DTypeError, ShapeError
+from sightline.errors import BackendError, DTypeError, FrameError, ShapeError
 from sightline.focus.explain import FocusExplanation
 from sightline.graph import native
 from sightline.graph.executor import Executor
@@ -188,6 +188,8 @@ class Focused(nn.Module):
         executor.reset()  # nothing of the last frame is used; what lies outside keeps its value (0, in mode "zero")
         try:
             executor.run(frame)
+        except FrameError:
+            raise  # found before anything was written
         except BaseException:
             self._running = None  # stopped in the middle: what stands outside is not known any more
             raise
@@ -324,6 +326,15 @@ class Focused(nn.Module):
         if self._running is None:
             raise ValueError("the model has not been captured yet; call it on a frame or pass `example`.")
         return self._running
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: everything but what is worked out anew."""
+        return {**self.__dict__, "_running": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Counterpart of `__getstate__`."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._lock = threading.RLock()
 
     def extra_repr(self) -> str:
         """The settings, for ``print(focused)``."""
