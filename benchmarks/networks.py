@@ -1,6 +1,6 @@
-"""The two networks of the benchmarks, with random weights, and the dense peers that run them.
+"""The networks of the benchmarks, with random weights, and the dense peers that run them.
 
-Written out here so that no other package is needed; layer by layer they are torchvision's ResNet-50 and MobileNetV2.
+Written out here so that no other package is needed; layer by layer they are torchvision's VGG16, ResNet-50 and MobileNetV2.
 """
 
 from __future__ import annotations
@@ -81,6 +81,23 @@ def mobilenet_v2() -> nn.Module:
     return _random(Classifier(trunk, 1280))
 
 
+def vgg16() -> nn.Module:
+    layers: list[nn.Module] = []
+    cin = 3
+    for cout in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):
+        layers += [nn.Conv2d(cin, cout, 3, padding=1), nn.ReLU()] if cout else [nn.MaxPool2d(2)]
+        cin = cout or cin
+    head = [nn.Linear(512 * 7 * 7, 4096), nn.ReLU(), nn.Linear(4096, 4096), nn.ReLU(), nn.Linear(4096, 1000)]
+    return _random(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(7), nn.Flatten(), *head))
+
+
+def trunk(model: nn.Module) -> nn.Sequential:
+    """The layers before the head: up to the first adaptive pooling."""
+    layers = list(model.children())
+    end = next(i for i, layer in enumerate(layers) if isinstance(layer, nn.AdaptiveAvgPool2d))
+    return nn.Sequential(*layers[:end])
+
+
 def _random(model: nn.Module) -> nn.Module:
     """Random weights and statistics under which values stay near 1 in every layer, batch norm folded."""
     generator = torch.Generator().manual_seed(0)
@@ -112,6 +129,12 @@ def eager(model: nn.Module, example: Tensor, threads: int) -> Runner:
     return lambda x: model(x.to(memory_format=torch.channels_last))
 
 
+def eager_contiguous(model: nn.Module, example: Tensor, threads: int) -> Runner:
+    """PyTorch as most people call it, channels first, batch norm folded."""
+    del example, threads
+    return model.to(memory_format=torch.contiguous_format)
+
+
 def compiled(model: nn.Module, example: Tensor, threads: int) -> Runner:
     """torch.compile with frozen (prepacked) weights."""
     del threads
@@ -125,6 +148,30 @@ def compiled(model: nn.Module, example: Tensor, threads: int) -> Runner:
     return lambda x: run(x.to(memory_format=torch.channels_last))
 
 
+class _MatrixPool(nn.Module):
+    """Adaptive average pooling as two matrix products, for exporters that know it only where the size is a factor."""
+
+    def __init__(self, size: int, h: int, w: int) -> None:
+        super().__init__()
+        for name, n in (("rows", h), ("cols", w)):
+            self.register_buffer(name, torch.nn.functional.adaptive_avg_pool1d(torch.eye(n)[None], size)[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.matmul(torch.matmul(self.rows.T, x), self.cols)  # type: ignore[operator]
+
+
+def _exportable(model: nn.Module, example: Tensor) -> nn.Module:
+    """The model with adaptive pooling to odd sizes in a form that can be exported."""
+    sizes: dict[int, tuple[int, int]] = {}
+    layers = list(model.children())
+    for i, layer in enumerate(layers):
+        if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size != 1:
+            sizes[i] = tuple(nn.Sequential(*layers[:i])(example).shape[2:])  # type: ignore[assignment]
+    for i, (h, w) in sizes.items():
+        layers[i] = _MatrixPool(layers[i].output_size, h, w)  # type: ignore[arg-type]
+    return nn.Sequential(*layers) if sizes else model
+
+
 def _onnx_bytes(model: nn.Module, example: Tensor) -> bytes:
     try:
         import onnx  # noqa: F401
@@ -133,7 +180,7 @@ def _onnx_bytes(model: nn.Module, example: Tensor) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(model, (example,), buffer, dynamo=False, input_names=["frame"], opset_version=17)
+        torch.onnx.export(_exportable(model, example), (example,), buffer, dynamo=False, input_names=["frame"], opset_version=17)
     return buffer.getvalue()
 
 

@@ -67,6 +67,18 @@ def native() -> None:
 
 
 @pytest.mark.usefixtures("native")
+def test_focus_quick(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="a dense peer of this benchmark")
+    zero, exact = quick("bench_focus.py", tmp_path)["cases"]
+    assert {"eager", "onnxruntime", "zero 1", "zero 0.25", "zero 0.05", "zero blobs 0.25"} <= set(check_rows(zero))
+    assert {"exact 1", "exact 0.1", "exact 0.1, moving"} <= set(check_rows(exact))
+    shares = {row["contestant"]: row["macs_share"] for case in (zero, exact) for row in case["rows"] if "macs_share" in row}
+    assert shares["zero 1"] == shares["exact 1"] == 1.0
+    assert shares["zero 0.05"] < shares["zero 0.1"] < shares["zero 0.25"] < 1
+    assert 0 <= max(zero["relative_error"], exact["relative_error"]) < 1e-4
+
+
+@pytest.mark.usefixtures("native")
 def test_layers_quick(tmp_path: Path) -> None:
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")

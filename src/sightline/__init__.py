@@ -1,9 +1,11 @@
 """Sightline runs convolutional networks only where it matters.
 
-`stream(model)` returns a function that takes one video frame after the other and computes only what changed.
+`stream(model)` returns a function that takes one video frame after the other and computes only what changed; `focus(model, aoi)`, one
+that computes only an area of interest.
 """
 
 from sightline import fields, geometry
+from sightline.area import AreaOfInterest
 from sightline.errors import (
     BackendError,
     CaptureError,
@@ -15,6 +17,7 @@ from sightline.errors import (
     SightlineError,
 )
 from sightline.fields import analyze
+from sightline.focus import Calibration, Focused, FocusExplanation, build_focused_model, calibrate_brightness, focus
 from sightline.kernels import get_num_threads, set_num_threads
 from sightline.sites import Grid, Sites
 from sightline.stats import FrameStats, Stats
@@ -24,10 +27,14 @@ from sightline.thresholds import Thresholds
 __version__ = "0.1.0"
 
 __all__ = [
+    "AreaOfInterest",
     "BackendError",
+    "Calibration",
     "CaptureError",
     "DTypeError",
     "DeviceError",
+    "FocusExplanation",
+    "Focused",
     "FrameError",
     "FrameStats",
     "Grid",
@@ -40,7 +47,10 @@ __all__ = [
     "Thresholds",
     "__version__",
     "analyze",
+    "build_focused_model",
+    "calibrate_brightness",
     "fields",
+    "focus",
     "geometry",
     "get_num_threads",
     "set_num_threads",

@@ -17,6 +17,7 @@ _EXTRA_OF = {
     "typer": "video",
     "jinja2": "video",
     "PIL": "video",
+    "matplotlib": "plots",
     "onnx": "onnx",
 }
 

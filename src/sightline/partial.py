@@ -69,7 +69,7 @@ class PartialModel:
 
     def __init__(self, model: nn.Module, frame: torch.Tensor, make: Callable[[nn.Module], Stream], reason: CaptureError) -> None:
         self.reason = str(reason)
-        self.model = _copy_tree(model, {})
+        self.model = copy_tree(model, {})
         self.model.eval()
         self.parts: list[_Streamed] = []
         self._lock = threading.Lock()
@@ -128,7 +128,7 @@ def _prepared(module: nn.Module, example: torch.Tensor, make: Callable[[nn.Modul
     return stream
 
 
-def _copy_tree(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
+def copy_tree(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
     """Copies modules, shares parameters and buffers; a module that hangs in two places stays one module."""
     if module in done:
         return done[module]
@@ -138,7 +138,7 @@ def _copy_tree(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module
     for key in ("_parameters", "_buffers", "_modules"):
         state[key] = dict(state[key])
     for name, child in module._modules.items():
-        twin._modules[name] = None if child is None else _copy_tree(child, done)
+        twin._modules[name] = None if child is None else copy_tree(child, done)
     return twin
 
 

@@ -16,14 +16,16 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from sightline.area import AreaOfInterest
 from sightline.errors import BackendError, CaptureError, DeviceError, DTypeError, FrameError, ShapeError
 from sightline.explain import Explanation
 from sightline.graph import native
-from sightline.graph.capture import capture, is_exported, load_exported
 from sightline.graph.executor import Executor
-from sightline.graph.ir import Graph
+from sightline.graph.ir import Graph, Node
 from sightline.graph.lower import Lowered
+from sightline.graph.needed import Needs, area_on, over
 from sightline.graph.plan import Plan, Step, make_plan
+from sightline.graph.prepare import check_frame, graph_of
 from sightline.graph.torch_executor import TorchExecutor
 from sightline.partial import PartialModel
 from sightline.stats import Site, Stats
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
     from sightline.graph.onnx_import import OnnxModel
 
-_CAPTURING = threading.Lock()  # torch.export changes state of the process while it traces
 _Signature = tuple[tuple[int, ...], torch.dtype, torch.device]
 
 
@@ -46,7 +47,7 @@ def stream(
     input_threshold: float | str | None = None,
     norm: str = "rms",
     noise: str | None = None,
-    aoi: object = None,
+    aoi: AreaOfInterest | None = None,
     backend: str = "auto",
     dtype: torch.dtype | None = None,
     example: torch.Tensor | None = None,
@@ -70,7 +71,9 @@ def stream(
         noise: which changes of the frame count. None: each pixel for itself. "block": aligned 8x8 blocks change as a whole, as codecs
             make errors. "vote": a pixel counts iff 5 of its 5x5 neighbourhood changed; isolated specks are dropped, so single
             pixels may then stay further than the threshold from the true frame.
-        aoi: not available yet; must be None.
+        aoi: compute only what changed and is needed for this area of every output; it may be edited or moved between frames. Inside the
+            area the output is that of a stream without one, at every frame; outside it holds what was last computed there, or 0.
+            Of the frame, only what the area needs is read. None: everywhere.
         backend: "auto" (native where it can, else torch), "native" or "torch".
         dtype: element type to compute in, and of the outputs; default: the frame's. The native executor takes float32 and bfloat16
             (maps and weights; sums are float32). bfloat16 halves the state and, where the CPU has instructions for it
@@ -134,7 +137,7 @@ class Stream:
         input_threshold: float | str | None = None,
         norm: str = "rms",
         noise: str | None = None,
-        aoi: object = None,
+        aoi: AreaOfInterest | None = None,
         backend: str = "auto",
         dtype: torch.dtype | None = None,
         example: torch.Tensor | None = None,
@@ -143,14 +146,19 @@ class Stream:
         _one_of("norm", norm, ("rms", "max", "l2"))
         _one_of("noise", noise, (None, "vote", "block"))
         _one_of("backend", backend, ("auto", "native", "torch"))
-        if aoi is not None:
-            raise BackendError("`aoi` is not available in this version; pass aoi=None.")
+        if aoi is not None and not isinstance(aoi, AreaOfInterest):
+            raise DTypeError(f"`aoi` must be a sightline.AreaOfInterest or None; got {type(aoi).__name__}. Wrap a mask in one.")
         if dtype is not None and not dtype.is_floating_point:
             raise DTypeError(f"`dtype` must be a floating-point type or None; got {dtype}.")
         self._model = model
         self._default: float | Mapping[str, float] = threshold if isinstance(threshold, Mapping) else _threshold("threshold", threshold)
         self._input_threshold, suffix = _parse_input_threshold(input_threshold)
         self._norm, self._noise, self._backend, self._dtype = norm, noise, backend, dtype
+        self._aoi = aoi
+        self._needs: Needs | None = None
+        self._unitless = False  # with an area: a map has a threshold but no deviation yet, since nothing of it was ever needed
+        self._area = -1  # version of the area that the executor works with
+        self._shown: dict[Node, torch.Tensor] = {}  # bool: where an output has been computed since the start
         self._lock = threading.RLock()
         self._signature: _Signature | None = None
         self._plan: Plan | None = None
@@ -197,6 +205,8 @@ class Stream:
                 return self._run_partial(self._partial, frame)
             executor = self._executor
             assert executor is not None
+            if self._aoi is not None:
+                self._apply_area(self._aoi, executor, frame)
             self._apply_thresholds()
             first = executor.fresh
             start = time.perf_counter()
@@ -225,8 +235,38 @@ class Stream:
         assert self._plan is not None
         assert self._executor is not None
         graph = self._plan.graph
-        values = [_own(self._executor.value(node)) for node in graph.outputs]
+        values = [_own(self._output(self._executor, node)) for node in graph.outputs]
         return values[0] if graph.output_tree is None else pytree.tree_unflatten(values, graph.output_tree)
+
+    def _output(self, executor: Executor, node: Node) -> object:
+        value, shown = executor.value(node), self._shown.get(node)
+        if shown is None or (value is not None and bool(shown.all())):
+            return value
+        if not isinstance(value, torch.Tensor):
+            return torch.zeros(node.shape or (), dtype=node.dtype, device=shown.device)
+        return torch.where(shown.reshape(over(shown, value)), value, torch.zeros((), dtype=value.dtype, device=value.device))
+
+    def _apply_area(self, aoi: AreaOfInterest, executor: Executor, frame: torch.Tensor) -> None:
+        """Tells the executor what the area needs, if that is not what it needed before."""
+        version, area = aoi.current()
+        if area.shape[0] not in (1, frame.shape[0]):
+            raise ShapeError(f"`aoi` has masks for {area.shape[0]} batch elements; the frame has {frame.shape[0]}. Give 1 or as many.")
+        if executor.fresh:
+            executor.blank(float("nan"))  # so that whatever is computed for the first time counts as changed
+            self._shown.clear()
+        elif version == self._area:
+            return
+        assert self._plan is not None
+        if self._needs is None or self._needs.plan is not self._plan:
+            self._needs = Needs(self._plan)
+        area = area.to(frame.device)
+        masks = self._needs.exact(area)
+        for step, mask in masks.items():
+            executor.set_needed(step, None if bool(area.all()) else mask)
+        for node in self._plan.graph.outputs:
+            inside = masks[self._plan.by_output[node]] if node in self._plan.by_output and node.op != "constant" else area_on(area, node)
+            self._shown[node] = inside | self._shown[node] if node in self._shown else inside
+        self._area = version
 
     def _count(self, seconds: float) -> None:
         assert self._executor is not None
@@ -235,15 +275,7 @@ class Stream:
         self.stats.add(self._sites, self._executor.site_counts(), seconds)
 
     def _checked(self, frame: torch.Tensor) -> torch.Tensor:
-        if not isinstance(frame, torch.Tensor):
-            raise DTypeError(f"`frame` must be a torch.Tensor (n, c, h, w); got {type(frame).__name__}.")
-        if frame.dim() != 4 or 0 in frame.shape:
-            hint = " Add the batch axis with frame[None]." if frame.dim() == 3 else ""
-            raise ShapeError(f"`frame` must be (n, c, h, w) with no empty axis; got {tuple(frame.shape)}.{hint}")
-        if not frame.is_floating_point():
-            raise DTypeError(
-                f"`frame` must be a float tensor, as the model takes it; got {frame.dtype}. Convert it, e.g. frame.float() / 255."
-            )
+        frame = check_frame(frame)
         if self._signature is not None:
             shape, dtype, device = self._signature
             if tuple(frame.shape) != shape:
@@ -254,7 +286,7 @@ class Stream:
                 raise DTypeError(f"`frame` is {frame.dtype}; this stream runs {dtype}. Convert it, or call reset() first.")
             if frame.device != device:
                 raise DeviceError(f"`frame` lies on {frame.device}; this stream runs on {device}. Move it, or call reset() first.")
-        return frame.detach()
+        return frame
 
     # -- capture --------------------------------------------------------------------------------------------------------
 
@@ -262,10 +294,12 @@ class Stream:
         signature = (tuple(frame.shape), frame.dtype, frame.device)
         if self._signature_of_plan != signature:
             try:
-                plan = make_plan(self._capture(frame))
+                plan = make_plan(graph_of(self._model, frame))
             except CaptureError as error:
                 if not isinstance(self._model, nn.Module) or self._backend == "native":
                     raise
+                if self._aoi is not None:
+                    raise CaptureError(f"{error} With `aoi`, a model must be captured whole.") from error
                 self._partial = PartialModel(self._model, frame, self._part, error)
                 self._signature = self._signature_of_plan = signature
                 return
@@ -327,28 +361,6 @@ class Stream:
             self._seen_version = -1
         return outputs
 
-    def _capture(self, frame: torch.Tensor) -> Graph:
-        model = self._model
-        if isinstance(model, nn.Module):
-            parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
-            if parameter is not None and parameter.dtype != frame.dtype:
-                raise DTypeError(f"`frame` is {frame.dtype} but the model's weights are {parameter.dtype}. Convert one of them.")
-            with _CAPTURING:
-                return capture(model, frame)
-        if isinstance(model, Graph):
-            graph = model
-        elif is_exported(model):
-            graph = load_exported(model)
-        elif hasattr(model, "graph") and hasattr(model, "opset"):
-            graph = model.graph(*frame.shape)
-        else:
-            raise CaptureError(f"`model` must be an nn.Module, a Graph, an exported program or an OnnxModel; got {type(model).__name__}.")
-        if graph.input.shape != tuple(frame.shape):
-            raise ShapeError(f"`frame` has shape {tuple(frame.shape)}, but the graph was made for {graph.input.shape}. Capture it again.")
-        if graph.input.dtype != frame.dtype:
-            raise DTypeError(f"`frame` is {frame.dtype}, but the graph was made for {graph.input.dtype}. Convert the frame.")
-        return graph
-
     def _lower(self, plan: Plan) -> Lowered | None:
         if self._backend == "torch":
             return None
@@ -382,8 +394,9 @@ class Stream:
     def _apply_thresholds(self) -> None:
         """Turns thresholds into absolute numbers where the executor needs them."""
         executor, plan = self._executor, self._plan
-        if executor is None or plan is None or self._seen_version == self.thresholds.version:
+        if executor is None or plan is None or (self._seen_version == self.thresholds.version and not self._unitless):
             return
+        self._unitless = False
         for step in plan.steps:
             value = self.thresholds[step.name] if step.truncates else 0.0
             if step.head.op == "input" and self._input_absolute and value == self._input_shown:
@@ -391,9 +404,12 @@ class Stream:
             elif value > 0 and self.thresholds.unit == "std":
                 if executor.fresh:
                     continue  # the first frame is published whole; its statistics give the unit
-                if step not in self._std:
-                    self._std[step] = executor.std(step)
-                value *= self._std[step]
+                deviation = self._std.get(step, 0.0) or executor.std(step)
+                if deviation > 0 or self._aoi is None:
+                    self._std[step] = deviation
+                else:
+                    self._unitless = True
+                value *= deviation
             executor.set_threshold(step, value)
         self._seen_version = self.thresholds.version
 
@@ -431,6 +447,7 @@ class Stream:
                 threshold_unit=self.thresholds.unit,
                 norm=self._norm,
                 noise=self._noise,
+                aoi=self._aoi,
                 backend=self._backend,
                 dtype=self._dtype,
             )

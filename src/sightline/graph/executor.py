@@ -20,6 +20,9 @@ class Executor(ABC):
 
     name: str
     plan: Plan
+    pause: tuple[Step, Callable[[], None]] | None = None
+    """(step, function): called within every frame when the step has run, and before the next one. It may call `set_needed` and `zero` for
+    steps that have not run yet."""
 
     @abstractmethod
     def run(self, frame: torch.Tensor) -> None:
@@ -36,7 +39,7 @@ class Executor(ABC):
 
     @abstractmethod
     def value(self, node: Node) -> object:
-        """The held value of a node, not copied."""
+        """The held value of a node, not copied. What has never been needed holds anything; no map at all: None."""
 
     def holds(self, step: Step) -> bool:
         """Whether the value of a step is held; False where a later step computes it as it goes."""
@@ -65,8 +68,29 @@ class Executor(ABC):
         """Sets the absolute threshold of a step; holds from the next frame on, which computes the step whole if it is lower than before."""
 
     @abstractmethod
+    def set_needed(self, step: Step, mask: torch.Tensor | None) -> None:
+        """Limits a step to the sites that are needed, from the next frame on.
+
+        What is not needed is not computed, but remembered: it is computed as soon as it becomes needed. The caller sees to it that what
+        the needed sites read is needed too. A step that computes no map is run if any position of it is needed. Of the frame, what is
+        not needed is neither compared nor taken, and may hold anything (unless a noise filter looks at neighbours).
+
+        Args:
+            step: any step; one that only renames memory takes no notice.
+            mask: bool (n, h, w) on the step's `grid` and the frames' device; None, the default: everything is needed.
+        """
+
+    @abstractmethod
+    def zero(self, step: Step, mask: torch.Tensor) -> None:
+        """Sets the held map of a step to 0 at these positions, bool (n, h, w), and tells nobody."""
+
+    @abstractmethod
+    def blank(self, value: float) -> None:
+        """Before the first frame: fills all maps. With NaN, a site counts as changed when it is first computed, whatever the threshold."""
+
+    @abstractmethod
     def std(self, step: Step) -> float:
-        """Standard deviation of the held map of a step."""
+        """Standard deviation of the held map of a step, over what has been computed of it."""
 
     @abstractmethod
     def where(self, step: Step) -> tuple[str, str]:

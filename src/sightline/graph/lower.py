@@ -61,6 +61,7 @@ class Lowered:
         reasons: plan step -> why it runs on torch.
         renamed: plan step -> what it is, for steps that cost nothing.
         flat: flattened vector -> the map that stands for it.
+        copies: plan step of a concatenation -> ids of the native steps that copy parts into it; not counted as steps of the plan.
     """
 
     plan: Plan
@@ -74,6 +75,7 @@ class Lowered:
     reasons: dict[Step, str] = field(default_factory=dict)
     renamed: dict[Step, str] = field(default_factory=dict)
     flat: dict[Node, Node] = field(default_factory=dict)
+    copies: dict[Step, list[int]] = field(default_factory=dict)
 
 
 def lower(plan: Plan, module: ModuleType, isa: str, dtype: torch.dtype = torch.float32) -> Lowered:
@@ -516,6 +518,7 @@ class _Lowering:
                 self.program.add_gather_part(native_id, tensor, -1, -1, 1, 1, [0, 0, 0, c])
                 assert native_id == self.steps
                 self.steps += 1
+                self.out.copies.setdefault(step, []).append(native_id)
                 target_parts.append(copy)
             else:
                 target_parts.append(tensor)

@@ -11,7 +11,7 @@ from sightline import kernels
 from sightline.errors import FrameError
 from sightline.graph.executor import Executor, own, run_chain, same, tensors_of
 from sightline.graph.ir import Node
-from sightline.graph.lower import NOT_HELD, Lowered, lower
+from sightline.graph.lower import NOT_HELD, Lowered, Segment, lower
 from sightline.graph.plan import Plan, Step
 
 _NORMS = {"rms": 0, "max": 1, "l2": 2}
@@ -74,6 +74,10 @@ class NativeExecutor(Executor):
         self._opaque: dict[Node, object] = {}
         self._opaque_changed: set[Node] = set()
         self._opaque_ran: set[Step] = set()
+        self._opaque_needless: set[Step] = set()
+        self._opaque_stale: set[Step] = set()
+        self._blanked = False
+        self._paused: tuple[Step, list[Segment]] | None = None
 
     def _view(self, tensor: int, node: Node) -> torch.Tensor:
         storage, offset, (n, h, w, c), ld = self._lowered.views[tensor]
@@ -100,17 +104,44 @@ class NativeExecutor(Executor):
             )
         self._opaque_changed.clear()
         self._opaque_ran.clear()
-        for segment in self._lowered.segments:
-            if segment.torch_step is None:
-                state.run(segment.first, segment.last)
-            else:
+        for segment in self._segments():
+            if segment.torch_step is not None:
                 self._run_torch(segment.torch_step, segment.native_id)
+            elif segment.last > segment.first:
+                state.run(segment.first, segment.last)
+            elif self.pause is not None:
+                self.pause[1]()
         state.end()
+
+    def _segments(self) -> list[Segment]:
+        if self.pause is None:
+            return self._lowered.segments
+        if self._paused is None or self._paused[0] is not self.pause[0]:
+            self._paused = self.pause[0], self._segments_around(self.pause[0])
+        return self._paused[1]
+
+    def _segments_around(self, step: Step) -> list[Segment]:
+        """The segments with an empty one where a step has run."""
+        before = self.plan.steps[: self.plan.steps.index(step) + 1]
+        done = max((self._lowered.step_ids[s] + 1 for s in before if s in self._lowered.step_ids), default=0)
+        waiting: set[Step | None] = {s for s in before if s in self._lowered.reasons}
+        result: list[Segment] = []
+        stop = Segment(done, done)
+        for segment in self._lowered.segments:
+            ahead = not waiting and (segment.first if segment.torch_step is None else max(segment.native_id, done)) >= done
+            if ahead and stop not in result:
+                result.append(stop)
+            if segment.torch_step is None and segment.first < done < segment.last:
+                result += [Segment(segment.first, done), stop, Segment(done, segment.last)]
+            else:
+                result.append(segment)
+            waiting.discard(segment.torch_step)
+        return result if stop in result else [*result, stop]
 
     def _run_torch(self, step: Step, native_id: int) -> None:
         state = self._state
-        stale = native_id >= 0 and state.wants_whole(native_id)
-        if not state.fresh and not stale and not any(self._has_changed(node) for node in step.reads):
+        changed = any(self._has_changed(node) for node in step.reads)
+        if not (state.wants_external(native_id, changed) if native_id >= 0 else self._wants_opaque(step, changed)):
             if native_id >= 0:
                 state.skip_external(native_id)
             return
@@ -125,6 +156,11 @@ class NativeExecutor(Executor):
         if not same(self._opaque.get(node), value):
             self._opaque[node] = own(value, [self._read(source) for source in step.reads])
             self._opaque_changed.add(node)
+
+    def _wants_opaque(self, step: Step, inputs_changed: bool) -> bool:
+        wanted = self._state.fresh or inputs_changed or step in self._opaque_stale
+        (self._opaque_stale.add if wanted and step in self._opaque_needless else self._opaque_stale.discard)(step)
+        return wanted and step not in self._opaque_needless
 
     def _has_changed(self, node: Node) -> bool:
         tensor = self._lowered.tensors.get(node)
@@ -144,10 +180,13 @@ class NativeExecutor(Executor):
     def reset(self) -> None:
         self._state.reset()
         self._opaque.clear()
+        self._opaque_stale.clear()
 
     def value(self, node: Node) -> object:
         source = self._lowered.flat.get(node)
-        return self._read(node) if source is None else self._read(source).flatten(1)
+        if source is not None:
+            return self._read(source).flatten(1)
+        return self._views[node] if node in self._views else self._opaque.get(node)
 
     def holds(self, step: Step) -> bool:
         tensor = self._lowered.tensors.get(step.output)
@@ -180,9 +219,32 @@ class NativeExecutor(Executor):
         if native_id is not None:
             self._state.set_threshold(native_id, value)
 
+    def set_needed(self, step: Step, mask: torch.Tensor | None) -> None:
+        native_id = self._lowered.step_ids.get(step)
+        if native_id is not None:
+            data = None if mask is None else mask.to("cpu", torch.uint8).contiguous()
+            self._state.set_needed(native_id, 0 if data is None else data.data_ptr())
+            for copied in self._lowered.copies.get(step, ()):
+                self._state.set_needed(copied, 0 if data is None else data.data_ptr())
+        elif step in self._lowered.reasons:
+            (self._opaque_needless.discard if mask is None or bool(mask.any()) else self._opaque_needless.add)(step)
+
+    def zero(self, step: Step, mask: torch.Tensor) -> None:
+        native_id = self._lowered.step_ids.get(step)
+        if native_id is not None:
+            data = mask.to("cpu", torch.uint8).contiguous()
+            self._state.zero_sites(native_id, data.data_ptr())
+
+    def blank(self, value: float) -> None:
+        for i, storage in enumerate(self._storages):
+            if i not in self._lowered.constants:
+                storage.fill_(value)
+        self._state.blank_frame(value)
+        self._blanked = value != value  # noqa: PLR0124  (NaN)
+
     def std(self, step: Step) -> float:
         tensor = self._lowered.tensors.get(step.output)
-        return float(self._state.tensor_std(tensor)) if tensor is not None and self.holds(step) else 0.0
+        return float(self._state.tensor_std(tensor, self._blanked)) if tensor is not None and self.holds(step) else 0.0
 
     def where(self, step: Step) -> tuple[str, str]:
         if step in self._lowered.reasons:

@@ -37,6 +37,9 @@ class TorchExecutor(Executor):
         self._sites: dict[Step, torch.Tensor | bool] = {}
         self._thresholds: dict[Step, float] = {}
         self._whole: set[Step] = set()  # to be computed at all positions once
+        self._needed: dict[Step, torch.Tensor] = {}  # missing: everything is needed
+        self._stale: dict[Step, torch.Tensor] = {}  # to be computed once needed
+        self._never: dict[Step, torch.Tensor] = {}  # not computed since the start
         self._kernels: dict[Node, torch.Tensor] = {}
         self._device: torch.device | None = None
 
@@ -46,7 +49,7 @@ class TorchExecutor(Executor):
     def run(self, frame: torch.Tensor) -> None:
         if self._dtype is not None:
             frame = frame.to(self._dtype)
-        if not bool(torch.isfinite(frame).all()):
+        if not bool(self._taken(frame).all()):
             raise FrameError(
                 "`frame` holds NaN or Inf. Clean it (torch.nan_to_num) or skip it; the stream has not moved and takes the next frame."
             )
@@ -63,11 +66,44 @@ class TorchExecutor(Executor):
             self._sites[step] = sites
             self._changed[node] = False
             if fresh:
-                value = frame.clone() if step.head.op == "input" else run_chain(step.nodes, self._read)
-                self._held[node] = self._own(step, value)
-                self._changed[node] = self._all(node)
+                self._first(step, sites, frame)
             elif bool(sites.any()) if isinstance(sites, torch.Tensor) else sites:
                 self._update(step, sites, frame)
+            if self.pause is not None and step is self.pause[0]:
+                self.pause[1]()
+
+    def _taken(self, frame: torch.Tensor) -> torch.Tensor:
+        """Bool: is finite, for whatever is taken of the frame."""
+        finite = torch.isfinite(frame)
+        need = self._needed.get(self.plan.steps[0])
+        return finite if need is None or self._noise else finite.all(1)[need]
+
+    def _first(self, step: Step, sites: torch.Tensor | bool, frame: torch.Tensor) -> None:
+        """The first frame: nothing is compared, and what is not needed becomes 0."""
+        node, is_input = step.output, step.head.op == "input"
+        if not isinstance(sites, torch.Tensor) or bool(sites.all()):
+            if isinstance(sites, torch.Tensor) or sites:
+                self._held[node] = self._own(step, frame.clone() if is_input else run_chain(step.nodes, self._read))
+                self._changed[node] = sites
+            return
+        self._never[step] = ~sites
+        assert node.shape is not None
+        dtype = frame.dtype if node.dtype == self.plan.graph.input.dtype else node.dtype
+        held = torch.zeros(node.shape, dtype=dtype, device=frame.device)
+        if is_input or bool(sites.any()):
+            new = self._as_map(frame if is_input else self._compute(step, sites, held))
+            held = torch.where(sites[:, None], new, self._as_map(held)).reshape(held.shape)
+        self._held[node], self._changed[node] = held, sites
+
+    def _compute(self, step: Step, sites: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+        """The step's value, right at these sites at least."""
+        if not self._gathers(step, sites):
+            return run_chain(step.nodes, self._read)
+        index = sites.nonzero()
+        rows = self._compute_rows(step, index)
+        value = held.clone()
+        self._as_map(value)[index[:, 0], :, index[:, 1], index[:, 2]] = rows.to(value.dtype)
+        return value
 
     def _constant(self, node: Node, frame: torch.Tensor) -> torch.Tensor:
         value = node.attrs["value"]
@@ -80,23 +116,19 @@ class TorchExecutor(Executor):
         return own(value, [self._held[node] for node in step.reads])  # type: ignore[return-value]
 
     def _update(self, step: Step, sites: torch.Tensor | bool, frame: torch.Tensor) -> None:
-        node, held = step.output, self._held[step.output]
+        node = step.output
         if not isinstance(sites, torch.Tensor):  # not a map: recompute and compare as a whole
             value = run_chain(step.nodes, self._read)
-            if not same(value, held):
+            if not same(value, self._held.get(node)):
                 self._held[node], self._changed[node] = self._own(step, value), True
             return
-        if step.head.op == "input":
-            value = frame
-        elif self._gathers(step, sites):
-            index = sites.nonzero()
-            rows = self._compute_rows(step, index)
-            value = held.clone()
-            self._as_map(value)[index[:, 0], :, index[:, 1], index[:, 2]] = rows.to(value.dtype)
-        else:
-            value = run_chain(step.nodes, self._read)
+        held = self._held[node]
+        value = frame if step.head.op == "input" else self._compute(step, sites, held)
         new, old = self._as_map(value), self._as_map(held)
         changed = sites & self._differs(new - old, self._thresholds.get(step, 0.0), new, old)
+        if step in self._never:  # what is computed for the first time counts as changed, however near it is to 0
+            changed |= sites & self._never[step]
+            self._never[step] &= ~sites
         if step.head.op == "input" and self._noise:
             changed = sites  # the filter has already decided, position by position
         self._held[node] = torch.where(changed[:, None], new, old).reshape(held.shape)
@@ -116,10 +148,15 @@ class TorchExecutor(Executor):
     # -- sites -------------------------------------------------------------------------------------------------------
 
     def _frame_sites(self, step: Step, frame: torch.Tensor) -> torch.Tensor:
+        need = None if self._noise else self._needed.get(step)  # filters look at neighbours: then the whole frame is taken
         if step.output not in self._held:
-            return torch.ones(grid_of(step.output), dtype=torch.bool, device=frame.device)
+            return torch.ones(grid_of(step.output), dtype=torch.bool, device=frame.device) if need is None else need
         held = self._held[step.output]
         sites = self._differs(frame - held, self._thresholds.get(step, 0.0), frame, held)
+        if step in self._never:
+            sites |= self._never[step]
+        if need is not None:
+            return sites & need
         if self._noise == "vote":
             votes = torch.nn.functional.avg_pool2d(sites[:, None].float(), 5, 1, 2, divisor_override=1)
             return votes[:, 0] > 4.5
@@ -130,6 +167,22 @@ class TorchExecutor(Executor):
         return sites
 
     def _find_sites(self, step: Step, fresh: bool) -> torch.Tensor | bool:
+        sites = self._pending(step, fresh)
+        if step not in self._needed and step not in self._stale:
+            return sites
+        if not isinstance(sites, torch.Tensor):
+            grid = grid_of(step.output)
+            sites = torch.full(grid, sites, device=self._device)
+        if step in self._stale:
+            sites = sites | self._stale.pop(step)
+        if step in self._needed:
+            need = self._needed[step] if self._is_map(step.output) else self._needed[step].any().expand(sites.shape)
+            self._stale[step] = sites & ~need
+            sites = sites & need
+        return sites if self._is_map(step.output) else bool(sites.any())
+
+    def _pending(self, step: Step, fresh: bool) -> torch.Tensor | bool:
+        """What has to be computed before anybody reads it: whatever can have changed in this frame."""
         node = step.output
         if fresh or step in self._whole:
             self._whole.discard(step)
@@ -222,9 +275,11 @@ class TorchExecutor(Executor):
         self._changed.clear()
         self._sites.clear()
         self._whole.clear()
+        self._stale.clear()
+        self._never.clear()
 
     def value(self, node: Node) -> object:
-        return self._held[node]
+        return self._held.get(node)
 
     @functools.cached_property
     def counted(self) -> list[Step]:
@@ -246,8 +301,24 @@ class TorchExecutor(Executor):
             self._whole.add(step)  # positions that were left alone under the old threshold may be too far off under the new one
         self._thresholds[step] = value
 
+    def set_needed(self, step: Step, mask: torch.Tensor | None) -> None:
+        if mask is None:
+            self._needed.pop(step, None)
+        else:
+            self._needed[step] = mask.to(torch.bool, copy=True)
+
+    def zero(self, step: Step, mask: torch.Tensor) -> None:
+        held = self._held.get(step.output)
+        if held is not None and self._is_map(step.output):
+            self._held[step.output] = self._as_map(held).masked_fill(mask.to(held.device)[:, None], 0).reshape(held.shape)
+
+    def blank(self, value: float) -> None:
+        del value  # what was never computed is 0 and known by its mask: library kernels may touch it, and NaN would spread
+
     def std(self, step: Step) -> float:
         value = self._held.get(step.output)
+        if step in self._never and isinstance(value, torch.Tensor):
+            value = self._as_map(value).movedim(1, -1)[~self._never[step]]
         if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.numel():
             return 0.0
         return float(value.to(torch.float64).std(correction=0))
@@ -257,7 +328,7 @@ class TorchExecutor(Executor):
 
     def memory(self) -> dict[str, int]:
         table = {node.name: value.nbytes for node, value in self._held.items() if isinstance(value, torch.Tensor) and node.op != "constant"}
-        masks = [*self._changed.values(), *self._sites.values()]
+        masks = [*self._changed.values(), *self._sites.values(), *self._needed.values(), *self._stale.values(), *self._never.values()]
         table["masks and scratch"] = sum(m.nbytes for m in masks if isinstance(m, torch.Tensor)) + sum(
             k.nbytes for k in self._kernels.values()
         )

@@ -131,11 +131,14 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release release;
         s.publish_external(step, pointer<float>(data), sn, sc, sh, sw);
       })
+      .def("wants_external", &State::wants_external)
       .def("skip_external", &State::skip_external)
       .def("tensor_changed", [](const State& s, int tensor) { return s.changed.at((size_t)s.program->tensors.at((size_t)tensor).mask).count > 0; })
       .def("tensor_std", &State::tensor_std)
       .def("set_threshold", &State::set_threshold)
-      .def("wants_whole", [](const State& s, int step) { return s.whole.at((size_t)step) != 0; })
+      .def("set_needed", [](State& s, int step, uintptr_t mask) { s.set_needed(step, pointer<uint8_t>(mask)); })
+      .def("zero_sites", [](State& s, int step, uintptr_t mask) { s.zero_sites(step, pointer<uint8_t>(mask)); })
+      .def("blank_frame", &State::blank_frame)
       .def("set_norm", [](State& s, int norm) { s.norm = norm; })
       .def("set_filter", [](State& s, int filter) { s.filter = (Filter)filter; })
       .def("site_counts", [](const State& s) {

@@ -89,6 +89,21 @@ void State::pull(const Link& link, const Mask& wanted, const Tensor& tin, const 
     if (needed.row_any[(size_t)r]) needed.count += k.count(needed.bits.data() + (size_t)r * needed.width, needed.width);
 }
 
+// What is not needed of a map that is not held counts as zero, as it would lie in a map that was never computed there.
+void State::limit_to_needed(int step) {
+  const Mask& need = needed[(size_t)step];
+  if (!need.rows) return;
+  Mask& m = sites[(size_t)step];
+  m.count = 0;
+  for (int r = 0; r < m.rows; ++r) {
+    if (!m.row_any[(size_t)r]) continue;
+    uint8_t* bits = m.bits.data() + (size_t)r * m.width;
+    const uint8_t* wanted = need.bits.data() + (size_t)r * m.width;
+    for (int x = 0; x < m.width; ++x) bits[x] &= wanted[x];
+    m.count += program->k->count(bits, m.width);
+  }
+}
+
 void State::run_block(int step) {
   Block b;
   b.step = step;
@@ -125,6 +140,7 @@ void State::run_block(int step) {
   b.strip = tout.w;
   if (b.first) {
     pull(window, wanted, tin, tout, sites[(size_t)b.last->expand]);
+    limit_to_needed(b.last->expand);
     b.first_pub = inner(*b.first, tin.c);
     b.ring_ld = b.first_pub.ld = b.middle_ld;
     for (int y = 0; y < tout.h; ++y) {
@@ -207,16 +223,17 @@ void State::block_part(const Block& b, int item, Scratch& w) {
 void State::block_expand(const Block& b, int row, int image, int c0, int c1, Scratch& w) {
   const Step& s = *b.first;
   const Tensor& t = program->tensors[(size_t)s.out];
-  const Mask& needed = sites[(size_t)b.last->expand];
+  const Mask& wanted = sites[(size_t)b.last->expand];
   const Kernels& k = *program->k;
   w.ring_row[(size_t)(row % b.ring_rows)] = row;
   const int64_t at = (int64_t)image * t.h + row;
-  if (!needed.row_any[(size_t)at]) return;
-  const uint8_t* bits = needed.bits.data() + (size_t)at * t.w;
-  grow(w.expand_list, (size_t)t.w);
-  grow(w.places, (size_t)t.w);
   Publish pub = b.first_pub;
   pub.held = raw(w.ring) + (int64_t)(row % b.ring_rows) * b.ring_width * b.ring_ld * k.element;
+  if (needed[(size_t)b.last->expand].rows) std::memset(pub.held, 0, (size_t)b.ring_width * b.ring_ld * (size_t)k.element);
+  if (!wanted.row_any[(size_t)at]) return;
+  const uint8_t* bits = wanted.bits.data() + (size_t)at * t.w;
+  grow(w.expand_list, (size_t)t.w);
+  grow(w.places, (size_t)t.w);
   const bool in_registers = finishes_in_registers(pub);
   const Phase& p = s.phases[0];
   auto compute = [&](int x0, int x1, bool merged) {

@@ -166,10 +166,18 @@ class State {
   // Returns false, with the state untouched, if the frame holds NaN or Inf. Runs no step but the input's.
   bool begin(const Frame& frame);
   void run(int first, int last);
+  // Finds the sites of an external step: all that are needed if an input changed, else those left stale. False: nothing to do.
+  bool wants_external(int step, bool inputs_changed);
   void publish_external(int step, const float* data, int64_t sn, int64_t sc, int64_t sh, int64_t sw);
   void skip_external(int step);
   void end() { fresh = false; }
-  double tensor_std(int tensor) const;
+  // Over all positions, or over those whose first channel is not NaN (what `blank` marked and nothing has computed since).
+  double tensor_std(int tensor, bool computed_only) const;
+  // From the next frame on, a step computes only these sites (a byte each); the others are remembered as stale until they are needed.
+  // Null: all of them again.
+  void set_needed(int step, const uint8_t* mask);
+  void zero_sites(int step, const uint8_t* mask);  // the held map becomes 0 there
+  void blank_frame(float value);                   // the held frame, everywhere
   // A lower threshold holds for sites that were left alone under the old one too: the step is computed whole in the next frame.
   void set_threshold(int step, float value);
   int64_t bytes() const;
@@ -179,6 +187,7 @@ class State {
   std::vector<Mask> changed;        // per mask id
   std::vector<Mask> sites;          // per step
   std::vector<float> threshold;     // per step, absolute
+  std::vector<Mask> needed, stale;  // per step; no rows: everything is needed, nothing was ever stale
   std::vector<uint8_t> forced;      // per step: sites are given (bench, tests)
   std::vector<uint8_t> busy;        // per step: nearly all sites were computed and nearly all of them changed, last time it was counted
   std::vector<uint8_t> whole;       // per step: to be computed at all sites once
@@ -202,6 +211,8 @@ class State {
   Raw* at(int tensor) const;
   float value(const Raw* x) const;
   bool find_sites(int step);
+  bool keep_needed(int step);
+  double reachable(int step) const;
   void project(const Link& link, const Mask& from, const Tensor& tin, const Tensor& tout, Mask& to);
   void list_sites(int step);
   void list_categories(int step);
@@ -220,6 +231,7 @@ class State {
   void fill_taps(const Step& s, int phase, bool merged, const Site* list, int n, const Raw** taps) const;
   void run_depthwise(int step);
   void run_block(int step);
+  void limit_to_needed(int step);
   void pull(const Link& link, const Mask& wanted, const Tensor& tin, const Tensor& tout, Mask& needed);
   void block_part(const Block& b, int item, Scratch& w);
   void block_expand(const Block& b, int row, int image, int c0, int c1, Scratch& w);
@@ -237,6 +249,7 @@ class State {
   std::vector<std::vector<Site>> categories_;
   std::vector<uint8_t> row_tmp_, row_in_, row_or_, row_or_any_;
   std::vector<Aligned> row_sums_;   // per step, for means
+  std::vector<uint8_t> resum_;      // images of the mean being run, any row of which may have changed unseen
   Aligned zeros_, held_frame_;
   Aligned big_rows_;
   std::vector<const Raw*> big_taps_;

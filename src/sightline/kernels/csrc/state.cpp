@@ -44,6 +44,8 @@ State::State(std::shared_ptr<const Program> p, std::vector<Raw*> given) : progra
     if (!changed[(size_t)t.mask].rows) changed[(size_t)t.mask].shape(t.n * t.h, t.w);
   const size_t n = program->steps.size();
   sites.resize(n);
+  needed.resize(n);
+  stale.resize(n);
   threshold.assign(n, 0.0f);
   forced.assign(n, 0);
   whole.assign(n, 0);
@@ -65,6 +67,7 @@ State::State(std::shared_ptr<const Program> p, std::vector<Raw*> given) : progra
 void State::reset() {
   for (Mask& m : changed) m.clear();
   for (Mask& m : sites) m.clear();
+  for (Mask& m : stale) m.clear();
   std::fill(whole.begin(), whole.end(), (uint8_t)0);
   std::fill(busy.begin(), busy.end(), (uint8_t)0);
   fresh = true;
@@ -173,11 +176,13 @@ bool State::find_sites(int step) {
   const Tensor& tout = program->tensors[(size_t)s.out];
   Mask& to = sites[(size_t)step];
   changed[(size_t)tout.mask].clear();
+  if (s.kind == Kind::kMean) resum_.clear();
   if (forced[(size_t)step]) return to.count > 0;
+  const bool limited = needed[(size_t)step].rows || stale[(size_t)step].count;
   if (fresh || whole[(size_t)step]) {
     whole[(size_t)step] = 0;
     to.fill();
-    return true;
+    return limited ? keep_needed(step) : true;
   }
   to.clear();
   for (const Link& l : s.links) {
@@ -188,7 +193,82 @@ bool State::find_sites(int step) {
     const Tensor& tin = program->tensors[(size_t)s.residual];
     project(Link{s.residual, Reads::kSame, -1, -1}, changed[(size_t)tin.mask], tin, tout, to);
   }
-  return to.count > 0;
+  return limited ? keep_needed(step) : to.count > 0;
+}
+
+// Adds what is stale to the sites and keeps those that are needed; the others are stale from now on.
+bool State::keep_needed(int step) {
+  Mask &to = sites[(size_t)step], &old = stale[(size_t)step];
+  const Mask& need = needed[(size_t)step];
+  if (program->steps[(size_t)step].kind == Kind::kMean) resum_ = old.bits;  // which of their rows changed is not known any more
+  bool some = false, left = false;
+  for (int r = 0; r < to.rows; ++r) {
+    const size_t row = (size_t)r;
+    if (!to.row_any[row] && !old.row_any[row]) continue;
+    uint8_t* now = to.bits.data() + row * (size_t)to.width;
+    uint8_t* later = old.bits.data() + row * (size_t)to.width;
+    uint8_t any_now = 0, any_later = 0;
+    if (!need.rows || need.row_any[row]) {
+      const uint8_t* wanted = need.rows ? need.bits.data() + row * (size_t)to.width : nullptr;
+      for (int x = 0; x < to.width; ++x) {
+        const uint8_t pending = now[x] | later[x], keep = wanted ? wanted[x] : (uint8_t)1;
+        any_now |= now[x] = pending & keep;
+        any_later |= later[x] = pending & (uint8_t)(keep ^ 1);
+      }
+    } else {
+      for (int x = 0; x < to.width; ++x) {
+        any_later |= later[x] |= now[x];
+        now[x] = 0;
+      }
+    }
+    some |= (to.row_any[row] = any_now) != 0;
+    left |= (old.row_any[row] = any_later) != 0;
+  }
+  to.count = some;
+  old.count = left;
+  return some;
+}
+
+void State::set_needed(int step, const uint8_t* mask) {
+  Mask& need = needed.at((size_t)step);
+  const Mask& grid = sites[(size_t)step];
+  if (!mask) {
+    need = Mask();
+    return;
+  }
+  if (!need.rows) need.shape(grid.rows, grid.width);
+  if (!stale[(size_t)step].rows) stale[(size_t)step].shape(grid.rows, grid.width);
+  need.count = 0;
+  for (int r = 0; r < need.rows; ++r) {
+    uint8_t* row = need.bits.data() + (size_t)r * need.width;
+    std::memcpy(row, mask + (size_t)r * need.width, (size_t)need.width);
+    const int64_t n = program->k->count(row, need.width);
+    need.row_any[(size_t)r] = n > 0;
+    need.count += n;
+  }
+}
+
+void State::zero_sites(int step, const uint8_t* mask) {
+  const int tensor = program->steps.at((size_t)step).out;
+  const Tensor& t = program->tensors[(size_t)tensor];
+  if (t.storage < 0) return;  // not held
+  Raw* x = at(tensor);
+  const int64_t element = program->k->element;
+  for (int64_t p = 0; p < t.pixels(); ++p)
+    if (mask[p]) std::memset(x + p * t.ld * element, 0, (size_t)(element * t.c));
+}
+
+void State::blank_frame(float value) {
+  const Tensor& t = program->tensors[(size_t)program->steps[0].out];
+  const std::vector<float> row((size_t)t.w * t.c, value);
+  Raw* out = reinterpret_cast<Raw*>(held_frame_.data);
+  for (int r = 0; r < t.n * t.h; ++r) program->k->round_row(row.data(), out + (int64_t)r * t.w * t.c * program->k->element, t.w * t.c);
+}
+
+// How many sites a step can have at most.
+double State::reachable(int step) const {
+  const Mask& need = needed[(size_t)step];
+  return (double)(need.rows ? need.count : program->tensors[(size_t)program->steps[(size_t)step].out].pixels());
 }
 
 void State::list_sites(int step) {
@@ -262,7 +342,7 @@ Publish State::publisher(int step) {
   p.threshold = threshold[(size_t)step];
   p.mode = fresh ? kAlways : p.threshold > 0 ? kWithin : kExact;
   // Where nearly everything changes, comparing costs more than it saves: publish whatever is computed, and look again now and then.
-  if (busy[(size_t)step] && (double)sites[(size_t)step].count >= kBusy * (double)t.pixels()) {
+  if (busy[(size_t)step] && (double)sites[(size_t)step].count >= kBusy * reachable(step)) {
     if (--busy[(size_t)step]) p.mode = kAlways;
   } else {
     busy[(size_t)step] = 0;
@@ -278,7 +358,7 @@ void State::note_density(int step, const Publish& pub) {
   if (fresh || pub.mode == kAlways) return;
   const Tensor& t = program->tensors[(size_t)program->steps[(size_t)step].out];
   const double n = (double)changed[(size_t)t.mask].count;
-  busy[(size_t)step] = n >= kBusy * (double)t.pixels() && n >= 0.95 * (double)sites[(size_t)step].count ? kLookAgain : 0;
+  busy[(size_t)step] = n >= kBusy * reachable(step) && n >= 0.95 * (double)sites[(size_t)step].count ? kLookAgain : 0;
 }
 
 void State::finish(int step, const Publish& pub, float* rows, int ldr, const Site* list, int n, uint8_t* flags) {
@@ -635,7 +715,7 @@ void State::run_mean(int step) {
   std::vector<int> rows;
   for (const Site& site : list_)
     for (int r = site.index * tin.h; r < (site.index + 1) * tin.h; ++r)
-      if (fresh || m.row_any[(size_t)r]) rows.push_back(r);
+      if (fresh || m.row_any[(size_t)r] || (!resum_.empty() && resum_[(size_t)site.index])) rows.push_back(r);
   auto body = [&](int i, int) {
     const int r = rows[(size_t)i];
     program->k->sum_row(x + r * line, tin.w, tin.ld, sums + (int64_t)r * pad, tin.c);
@@ -704,6 +784,8 @@ bool State::begin(const Frame& f) {
   const int64_t plane = (int64_t)t.h * t.w, element = k.element;
   const float limit = threshold[0];
   const int mode = fresh ? kAlways : limit > 0 ? kWithin : kExact;
+  // Filters look at neighbours, so with one of them the whole frame is taken.
+  const Mask* need = needed[0].rows && filter == Filter::kNone ? &needed[0] : nullptr;
   // A wide frame's row is rounded into scratch memory, plane behind plane, before anything looks at it.
   const int64_t frame_element = f.wide ? 4 : element, frame_plane = f.wide ? t.w : f.plane;
   auto rows_in = [&](int r, int worker) -> const Raw* {
@@ -722,6 +804,7 @@ bool State::begin(const Frame& f) {
   const int items = (m.rows + kRows - 1) / kRows;
   auto compare = [&](int i, int worker) {
     for (int r = i * kRows; r < std::min(m.rows, (i + 1) * kRows); ++r) {
+      if (need && !need->row_any[(size_t)r]) continue;
       const Raw* x = rows_in(r, worker);
       const Raw* held = rows_held(r);
       if (mode == kExact) {  // most rows of a still frame are equal: find out at the speed of memory
@@ -731,10 +814,22 @@ bool State::begin(const Frame& f) {
       }
       uint8_t* bits = m.bits.data() + (size_t)r * t.w;
       k.diff_row(x, frame_plane, held, plane, t.c, t.w, mode, norm, limit, bits);
+      if (need) {
+        const uint8_t* wanted = need->bits.data() + (size_t)r * t.w;
+        for (int p = 0; p < t.w; ++p) bits[p] &= wanted[p];
+      }
       if (!k.count(bits, t.w)) continue;
       m.row_any[(size_t)r] = 1;
-      for (int c = 0; c < t.c; ++c)
-        if (!k.all_finite(x + c * frame_plane * element, t.w)) bad.store(true, std::memory_order_relaxed);
+      // of a row that is needed in part, only the pixels that are taken must be finite
+      for (int from = 0, to = 0; from < t.w; from = to) {
+        if (need && !bits[from]) {
+          to = from + 1;
+          continue;
+        }
+        for (to = need ? from : t.w; to < t.w && bits[to];) ++to;
+        for (int c = 0; c < t.c; ++c)
+          if (!k.all_finite(x + (c * frame_plane + from) * element, to - from)) bad.store(true, std::memory_order_relaxed);
+      }
     }
   };
   Pool::instance().run(items, compare);
@@ -810,6 +905,15 @@ void State::run(int first, int last) {
   }
 }
 
+bool State::wants_external(int step, bool inputs_changed) {
+  Mask& to = sites[(size_t)step];
+  const bool all = fresh || whole[(size_t)step] || inputs_changed;
+  whole[(size_t)step] = 0;
+  if (all) to.fill();
+  else to.clear();
+  return needed[(size_t)step].rows || stale[(size_t)step].count ? keep_needed(step) : all;
+}
+
 void State::skip_external(int step) {
   changed[(size_t)program->tensors[(size_t)program->steps[(size_t)step].out].mask].clear();
   sites[(size_t)step].clear();
@@ -818,8 +922,6 @@ void State::skip_external(int step) {
 void State::publish_external(int step, const float* data, int64_t sn, int64_t sc, int64_t sh, int64_t sw) {
   const Tensor& t = program->tensors[(size_t)program->steps[(size_t)step].out];
   changed[(size_t)t.mask].clear();
-  sites[(size_t)step].fill();
-  whole[(size_t)step] = 0;
   list_sites(step);
   for_chunks(step, t.c, [&](const Site* list, int n, float* rows, int ldr, Scratch&) {
     for (int i = 0; i < n; ++i) {
@@ -829,26 +931,30 @@ void State::publish_external(int step, const float* data, int64_t sn, int64_t sc
   });
 }
 
-double State::tensor_std(int tensor) const {
+double State::tensor_std(int tensor, bool computed_only) const {
   const Tensor& t = program->tensors[(size_t)tensor];
   const Raw* x = at(tensor);
   const int64_t element = program->k->element;
-  const double origin = value(x);  // squares of small differences: a large mean must not swallow them
-  double sum = 0, squares = 0;
-  for (int64_t p = 0; p < t.pixels(); ++p, x += t.ld * element)
+  double origin = 0, sum = 0, squares = 0, n = 0;
+  for (int64_t p = 0; p < t.pixels(); ++p, x += t.ld * element) {
+    if (computed_only && std::isnan(value(x))) continue;
+    if (n == 0) origin = value(x);  // squares of small differences: a large mean must not swallow them
     for (int c = 0; c < t.c; ++c) {
       const double d = value(x + c * element) - origin;
       sum += d;
       squares += d * d;
     }
-  const double n = (double)t.pixels() * t.c, mean = sum / n;
+    n += t.c;
+  }
+  if (n == 0) return 0;
+  const double mean = sum / n;
   return std::sqrt(std::max(0.0, squares / n - mean * mean));
 }
 
 int64_t State::bytes() const {
   int64_t total = (int64_t)(zeros_.size + held_frame_.size + big_rows_.size) * 4;
   auto vec = [&](const auto& v) { total += (int64_t)(v.capacity() * sizeof(v[0])); };
-  for (const auto* masks : {&changed, &sites})
+  for (const auto* masks : {&changed, &sites, &needed, &stale})
     for (const Mask& m : *masks) {
       vec(m.bits);
       vec(m.row_any);
