@@ -3,6 +3,8 @@
 `stream(model)` returns a function that takes one video frame after the other and computes only what changed.
 """
 
+from typing import TYPE_CHECKING
+
 from sightline import fields, geometry
 from sightline.errors import (
     BackendError,
@@ -20,6 +22,9 @@ from sightline.sites import Grid, Sites
 from sightline.stats import FrameStats, Stats
 from sightline.stream import Stream, stream
 from sightline.thresholds import Thresholds
+
+if TYPE_CHECKING:
+    from sightline import nn, ops
 
 __version__ = "0.1.0"
 
@@ -43,6 +48,17 @@ __all__ = [
     "fields",
     "geometry",
     "get_num_threads",
+    "nn",
+    "ops",
     "set_num_threads",
     "stream",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Loads `nn` and `ops` when first asked for: they register operators with PyTorch, which a plain stream does not need."""
+    if name in {"nn", "ops"}:
+        import importlib
+
+        return importlib.import_module(f"sightline.{name}")
+    raise AttributeError(f"module 'sightline' has no attribute {name!r}")
