@@ -54,22 +54,25 @@ EagerWindow::Lists EagerWindow::list(const uint8_t* mask, int n) const {
   return lists;
 }
 
-// For each block of kBlockPixels pixels of each input row: does any site read it?
-std::vector<uint8_t> EagerWindow::blocks_read(const Lists& lists, int n) const {
+// For each block of pixels of each input row: a number of its own if any site reads it, else -1.
+std::vector<int32_t> EagerWindow::slots_read(const Lists& lists, int n, int& used) const {
   const int per_row = (win_ + kBlockPixels - 1) / kBlockPixels;
-  std::vector<uint8_t> read((size_t)n * hin_ * per_row);
+  std::vector<int32_t> slots((size_t)n * hin_ * per_row, -1);
   for (size_t p = 0; p < lists.size(); ++p)
     for (const Site& s : lists[p])
       for (int ky : phases_[p].ky) {
         const int r = rows_[(size_t)s.y * kh_ + ky];
         if (r < 0) continue;
-        uint8_t* line = &read[((size_t)image_of(s) * hin_ + (size_t)r) * (size_t)per_row];
+        int32_t* line = &slots[((size_t)image_of(s) * hin_ + (size_t)r) * (size_t)per_row];
         for (int kx : phases_[p].kx) {
           const int c = cols_[(size_t)s.x * kw_ + kx];
-          if (c >= 0) line[c / kBlockPixels] = 1;
+          if (c >= 0) line[c / kBlockPixels] = 0;
         }
       }
-  return read;
+  used = 0;
+  for (int32_t& slot : slots)
+    if (slot == 0) slot = used++;
+  return slots;
 }
 
 void EagerWindow::write_rows(const float* rows, int64_t ld, const Site* list, int count, const View& out, int c) const {

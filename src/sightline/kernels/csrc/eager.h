@@ -15,8 +15,20 @@ namespace sightline {
 // A map (n, c, h, w) with strides in floats.
 struct View { float* data; int64_t n, c, y, x; };
 
-// A map whose channels are contiguous.
-struct Pixels { float* data; int64_t n, y, x; };
+// A map whose channels are contiguous: all of it, or, with `slots`, blocks of kBlockPixels pixels of its rows, each in the slot that
+// the table names. Neighbouring blocks lie in neighbouring slots, so what a window reads of one row is in one piece either way.
+constexpr int kBlockPixels = 16;
+struct Pixels {
+  float* data;
+  int64_t n, y, x;
+  const int32_t* slots = nullptr;  // per image, row and block
+  int64_t image_slots = 0, row_slots = 0;
+  float* row(int image, int r) const { return slots ? data : data + image * n + r * y; }
+  const int32_t* row_of_slots(int image, int r) const { return slots ? slots + image * image_slots + r * row_slots : nullptr; }
+  float* at(float* row, const int32_t* in_row, int c) const {
+    return in_row ? row + ((int64_t)in_row[c / kBlockPixels] * kBlockPixels + c % kBlockPixels) * x : row + c * x;
+  }
+};
 
 // out[i][co] += sum over rows of taps[row * step][shift + i] * g[row * ldg + co]: the gradient of a weight at one tap.
 struct GradTile {
@@ -92,7 +104,7 @@ class EagerWindow {
   using Lists = std::vector<std::vector<Site>>;  // per phase, in order
 
   Lists list(const uint8_t* mask, int n) const;
-  std::vector<uint8_t> blocks_read(const Lists& lists, int n) const;
+  std::vector<int32_t> slots_read(const Lists& lists, int n, int& used) const;
   template <class T>
   void fill_taps(const Pixels& map, const Phase& phase, const Site* list, int count, T none, T* out) const;
   int image_of(const Site& site) const { return site.index / (hout_ * wout_); }

@@ -11,7 +11,6 @@
 namespace sightline {
 
 constexpr int kTile = 96;                      // sites per tile: their rows stay in the first-level cache
-constexpr int kBlockPixels = 16;               // pixels that are brought into another layout together
 constexpr int64_t kWorthSharing = 400'000;     // multiply-adds below which a second thread does not pay
 
 using Floats = std::unique_ptr<float[]>;
@@ -27,12 +26,10 @@ void for_items(int items, int64_t work, F&& body) {
     Pool::instance().run(items, body);
 }
 
-// A map seen as pixels with contiguous channels: itself, or a copy of the blocks that are read. For a map to be written, the copy
-// begins as zeros and `give_back` writes it.
+// A map seen as pixels with contiguous channels: itself, or a copy of the blocks that the sites read. For a map to be written, the
+// copy begins as zeros and `give_back` writes it.
 struct EagerWindow::Source {
   Pixels pixels{};
-  Floats copy;
-  std::vector<uint8_t> blocks;
 
   Source(const EagerWindow& w, int n, int c, const View& from, const Lists& lists, bool to_write)
       : w_(w), n_(n), c_(c), map_(from) {
@@ -40,21 +37,23 @@ struct EagerWindow::Source {
       pixels = Pixels{from.data, from.n, from.y, from.x};
       return;
     }
-    copy = floats((size_t)n * w.hin_ * w.win_ * c);
-    pixels = Pixels{copy.get(), (int64_t)w.hin_ * w.win_ * c, (int64_t)w.win_ * c, c};
-    blocks = w.blocks_read(lists, n);
-    each_block([&](float* outside, float* inside, int count) {
-      if (to_write) std::memset(inside, 0, (size_t)count * (size_t)c * sizeof(float));
-      else if (map_.x == 1) w_.e_->planes_to_rows(outside, map_.c, inside, c, count, c);
-      else
+    slots_ = w.slots_read(lists, n, used_);
+    const int64_t per_row = (w.win_ + kBlockPixels - 1) / kBlockPixels;
+    copy_ = floats((size_t)used_ * kBlockPixels * c);
+    pixels = Pixels{copy_.get(), 0, 0, c, slots_.data(), per_row * w.hin_, per_row};
+    if (to_write) std::memset(copy_.get(), 0, (size_t)used_ * kBlockPixels * (size_t)c * sizeof(float));
+    else
+      each_stretch([&](float* outside, float* inside, int count) {
+        if (map_.x == 1) return w_.e_->planes_to_rows(outside, map_.c, inside, c_, count, c_);
         for (int i = 0; i < count; ++i)
-          for (int k = 0; k < c; ++k) inside[(int64_t)i * c + k] = outside[i * map_.x + k * map_.c];
-    });
+          for (int k = 0; k < c_; ++k) inside[(int64_t)i * c_ + k] = outside[i * map_.x + k * map_.c];
+      });
   }
+  Source(const Source&) = delete;
 
   void give_back() const {
-    if (!copy) return;
-    each_block([&](float* outside, float* inside, int count) {
+    if (!copy_) return;
+    each_stretch([&](float* outside, float* inside, int count) {
       if (map_.x == 1) return w_.e_->rows_to_planes(inside, c_, outside, map_.c, count, c_);
       for (int i = 0; i < count; ++i)
         for (int k = 0; k < c_; ++k) outside[i * map_.x + k * map_.c] = inside[(int64_t)i * c_ + k];
@@ -62,37 +61,43 @@ struct EagerWindow::Source {
   }
 
  private:
+  // body(first pixel of the map, of the copy, how many) for each stretch of blocks that are read.
   template <class F>
-  void each_block(F&& body) const {
-    const int per_row = (w_.win_ + kBlockPixels - 1) / kBlockPixels;
-    for_items(n_ * w_.hin_, (int64_t)n_ * w_.hin_ * w_.win_ * c_, [&](int r, int) {
+  void each_stretch(F&& body) const {
+    const int per_row = (int)pixels.row_slots;
+    for_items(n_ * w_.hin_, (int64_t)used_ * kBlockPixels * c_ * 4, [&](int r, int) {
       const int image = r / w_.hin_, y = r % w_.hin_;
+      const int32_t* slots = &slots_[(size_t)r * (size_t)per_row];
       for (int b = 0; b < per_row; ++b) {
-        if (!blocks[(size_t)r * per_row + b]) continue;
+        if (slots[b] < 0) continue;
         int end = b + 1;
-        while (end < per_row && blocks[(size_t)r * per_row + end]) ++end;
+        while (end < per_row && slots[end] >= 0) ++end;
         const int x = b * kBlockPixels, count = std::min(end * kBlockPixels, w_.win_) - x;
-        body(map_.data + image * map_.n + y * map_.y + x * map_.x, pixels.data + image * pixels.n + y * pixels.y + x * pixels.x, count);
+        body(map_.data + image * map_.n + y * map_.y + x * map_.x, copy_.get() + (int64_t)slots[b] * kBlockPixels * c_, count);
         b = end;
       }
     });
   }
 
   const EagerWindow& w_;
-  int n_, c_;
+  int n_, c_, used_ = 0;
   View map_;
+  Floats copy_;
+  std::vector<int32_t> slots_;
 };
 
 template <class T>
 void EagerWindow::fill_taps(const Pixels& map, const Phase& phase, const Site* list, int count, T none, T* out) const {
   for (int i = 0; i < count; ++i) {
     const Site s = list[i];
-    float* image = map.data + image_of(s) * map.n;
+    const int image = image_of(s);
     for (int ky : phase.ky) {
       const int r = rows_[(size_t)s.y * kh_ + ky];
+      float* line = r < 0 ? nullptr : map.row(image, r);
+      const int32_t* slots = r < 0 ? nullptr : map.row_of_slots(image, r);
       for (int kx : phase.kx) {
         const int c = cols_[(size_t)s.x * kw_ + kx];
-        *out++ = r < 0 || c < 0 ? none : image + r * map.y + c * map.x;
+        *out++ = r < 0 || c < 0 ? none : map.at(line, slots, c);
       }
     }
   }
