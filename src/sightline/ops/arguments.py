@@ -60,6 +60,11 @@ def paddings(padding: Padding, kernel: Sequence[int], stride: Sequence[int], dil
     return [y, y, x, x]
 
 
+def out_size(size: Sequence[Any], kernel: Sequence[Any], stride: Sequence[int], pads: Sequence[int], dilation: Sequence[int]) -> list[Any]:
+    """[h, w] of a convolution's output, also of symbolic sizes, which `sightline.geometry` would pin down to numbers."""
+    return [(size[i] + pads[2 * i] + pads[2 * i + 1] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
+
+
 def padding_mode(mode: str) -> str:
     """The mode, if it is one."""
     if mode not in get_args(PaddingMode):

@@ -127,14 +127,6 @@ def _checked(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], d
     return plane(x.shape[2:], weight.shape[2:], stride, padding, dilation)
 
 
-def _windows(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> Any:
-    """Number of windows, also of symbolic sizes (which `sightline.geometry` would pin down to numbers)."""
-    sizes = [
-        (x.shape[2 + i] + padding[2 * i] + padding[2 * i + 1] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i] + 1 for i in range(2)
-    ]
-    return sizes[0] * sizes[1]
-
-
 @torch.library.custom_op("sightline::channel_sum_conv2d", mutates_args=(), schema=f"(Tensor x, Tensor weight, {_WINDOW}) -> Tensor")
 def _channel_sum(x: Tensor, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
     where = _checked(x, weight, stride, padding, dilation)
@@ -166,7 +158,8 @@ def _channel_sum_backward(
 
 @_channel_sum.register_fake
 def _(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> Tensor:
-    return x.new_empty((x.shape[0], weight.shape[0], _windows(x, weight, stride, padding, dilation), weight.shape[2], weight.shape[3]))
+    h, w = arguments.out_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    return x.new_empty((x.shape[0], weight.shape[0], h * w, weight.shape[2], weight.shape[3]))
 
 
 @_channel_sum_backward.register_fake
