@@ -98,7 +98,7 @@ def sites_mask(sites: Any, n: int) -> Tensor:
 def autocast(x: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """All tensors in the type of an enclosing ``torch.autocast``, as torch's own convolutions have it; unchanged without one."""
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind) or x.dtype == torch.float64:
         return (x, *others)
     dtype = torch.get_autocast_dtype(kind)
     return tuple(value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value for value in (x, *others))
