@@ -39,7 +39,7 @@ class Case:
         """The dense operator of torch."""
         options = dict(self.options)
         if self.kind == "max":
-            return F.max_pool2d(x, **options)
+            return F.max_pool2d(x, **options)  # type: ignore[no-any-return]
         if self.kind == "avg":
             return F.avg_pool2d(x, **options)
         assert weight is not None
@@ -156,8 +156,9 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     return view
 
 
-def random_mask(n: int, h: int, w: int, density: float, seed: int) -> Tensor:
-    """Bool (n, h, w): scattered sites and, in half of it, whole stretches."""
+def random_mask(like: Tensor, density: float, seed: int) -> Tensor:
+    """Bool (n, h, w) for an output (n, c, h, w): scattered sites and, in half of it, whole stretches."""
+    n, _, h, w = like.shape
     random = torch.Generator().manual_seed(seed)
     mask = torch.rand(n, h, w, generator=random) < density
     if density < 1:

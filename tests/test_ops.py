@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from op_cases import CASES, LAYOUTS, Case, laid_out, random_mask, read_by
-from oracle import assert_bits_equal, assert_law
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import sightline as sl
+from op_cases import CASES, LAYOUTS, Case, laid_out, random_mask, read_by
+from oracle import assert_bits_equal, assert_law
 from sightline import kernels, ops
 from sightline.ops import gather, native
 from sightline.ops.plane import _plane, plane
@@ -41,32 +41,42 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     _plane.cache_clear()
 
 
-def results(case: Case, x: Tensor, weight: Tensor | None, bias: Tensor | None, mask: Tensor, grad: Tensor, ours: bool) -> list[Tensor]:
+Three = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+def typed(three: Three, dtype: torch.dtype) -> Three:
+    """x, weight and bias in another type."""
+    x, weight, bias = three
+    return x.to(dtype), weight if weight is None else weight.to(dtype), bias if bias is None else bias.to(dtype)
+
+
+def leaves(three: Three) -> tuple[Three, list[Tensor]]:
+    """The same values as leaves of a graph, and those that are there."""
+    x, weight, bias = (None if value is None else value.detach().requires_grad_() for value in three)
+    assert x is not None
+    return (x, weight, bias), [value for value in (x, weight, bias) if value is not None]
+
+
+def results(case: Case, three: Three, mask: Tensor, grad: Tensor, ours: bool) -> list[Tensor]:
     """Output at the sites (zero elsewhere), then the gradients with respect to x, weight and bias."""
-    given = [value.detach().requires_grad_() for value in (x, weight, bias) if value is not None]
-    full = [*given, *(None for _ in range(3 - len(given)))]
-    if ours:
-        y = case.at(*full, mask)  # type: ignore[arg-type]
-    else:
-        y = torch.where(mask[:, None], case.dense(*full), 0)  # type: ignore[arg-type]
+    (x, weight, bias), given = leaves(three)
+    y = case.at(x, weight, bias, mask) if ours else torch.where(mask[:, None], case.dense(x, weight, bias), 0)
     return [y.detach(), *torch.autograd.grad(y, given, grad)]
 
 
 def run_case(case: Case, dtype: torch.dtype, layout: str, density: float, seed: int = 0) -> None:
-    x, weight, bias = case.tensors(seed)
-    if dtype != torch.float64:  # the same values for all contestants
-        x, weight, bias = (None if value is None else value.to(dtype).double() for value in (x, weight, bias))  # type: ignore[assignment]
-    exact_y = case.dense(x, weight, bias)
-    mask = random_mask(x.shape[0], *exact_y.shape[2:], density, seed)
-    grad = torch.randn(exact_y.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64).to(dtype).double()
+    low = typed(case.tensors(seed), dtype)
+    high = typed(low, torch.float64)  # the same values for all contestants
+    y = case.dense(*high)
+    mask = random_mask(y, density, seed)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64).to(dtype)
 
-    exact = results(case, x, weight, bias, mask, grad, ours=False)
-    low = [None if value is None else value.to(dtype) for value in (x, weight, bias)]
-    plain = results(case, *low, mask, grad.to(dtype), ours=False)  # type: ignore[arg-type]
+    exact = results(case, high, mask, grad.double(), ours=False)
+    plain = results(case, low, mask, grad, ours=False)
     # what no site reads is NaN, and so is the gradient where there is no site
-    poisoned = torch.where(read_by(case, x, weight, mask), low[0], torch.nan)  # type: ignore[arg-type]
-    bad_grad = torch.where(mask[:, None], grad.to(dtype), torch.nan)
-    ours = results(case, laid_out(poisoned, layout), low[1], low[2], mask, laid_out(bad_grad, layout), ours=True)
+    poisoned = torch.where(read_by(case, high[0], high[1], mask), low[0], torch.nan)
+    bad_grad = torch.where(mask[:, None], grad, torch.nan)
+    ours = results(case, (laid_out(poisoned, layout), *low[1:]), mask, laid_out(bad_grad, layout), ours=True)
     assert_law(ours, plain, exact, f"{case.name}, {dtype}, {layout}")
 
 
@@ -111,17 +121,16 @@ def test_max_pool_has_torchs_bits_and_choices() -> None:
 @pytest.mark.parametrize("name", ["conv 3x3", "conv depthwise", "transposed stride 2", "max 2", "avg 2"])
 def test_elsewhere_the_output_is_what_is_held(name: str, layout: str) -> None:
     case = BY_NAME[name]
-    x, weight, bias = (None if value is None else value.float() for value in case.tensors())
-    assert x is not None
-    dense = case.dense(x, weight, bias)
-    mask = random_mask(x.shape[0], *dense.shape[2:], 0.3, 1)
+    three = typed(case.tensors(), torch.float32)
+    dense = case.dense(*three)
+    mask = random_mask(dense, 0.3, 1)
     held = torch.randn_like(dense)
     held[:, :, 0, 0] = torch.tensor(float("nan"))
     given = laid_out(held, layout).requires_grad_()
-    y = case.at(x, weight, bias, mask, given)
+    y = case.at(*three, mask, given)
     where = mask[:, None].expand_as(y)
     assert_bits_equal(y[~where], held[~where])
-    assert_law(y[where], dense[where], case.dense(x.double(), *(v if v is None else v.double() for v in (weight, bias)))[where])
+    assert_law(y[where], dense[where], case.dense(*typed(three, torch.float64))[where])
     grad = torch.randn_like(y)
     (back,) = torch.autograd.grad(y, given, grad)
     assert_bits_equal(back, torch.where(where, 0.0, grad))
@@ -131,11 +140,10 @@ def test_elsewhere_the_output_is_what_is_held(name: str, layout: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_no_sites_give_zero_and_no_gradient(case: Case, dtype: torch.dtype) -> None:
-    x, weight, bias = (None if value is None else value.to(dtype) for value in case.tensors())
-    assert x is not None
+    x, weight, bias = typed(case.tensors(), dtype)
     dense = case.dense(x, weight, bias)
-    given = [value.requires_grad_() for value in (torch.full_like(x, torch.nan), weight, bias) if value is not None]
-    y = case.at(*given, *(None for _ in range(3 - len(given))), torch.zeros(dense.shape[2:], dtype=torch.bool))  # type: ignore[arg-type]
+    three, given = leaves((torch.full_like(x, torch.nan), weight, bias))
+    y = case.at(*three, torch.zeros(dense.shape[2:], dtype=torch.bool))
     assert_bits_equal(y, torch.zeros_like(dense))
     for value, back in zip(given, torch.autograd.grad(y, given, torch.ones_like(y)), strict=True):
         assert_bits_equal(back, torch.zeros_like(value))
@@ -193,16 +201,15 @@ THREADED = [
 def test_results_do_not_depend_on_the_number_of_threads(case: Case, layout: str) -> None:
     if kernels.native() is None:
         pytest.skip("threads are those of the compiled kernels")
-    x, weight, bias = (None if value is None else value.float() for value in case.tensors())
-    assert x is not None
+    x, weight, bias = typed(case.tensors(), torch.float32)
     dense = case.dense(x, weight, bias)
-    mask = random_mask(x.shape[0], *dense.shape[2:], 0.5, 3)
+    mask = random_mask(dense, 0.5, 3)
     grad = torch.randn_like(dense)
     before, found = sl.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             sl.set_num_threads(threads)
-            found.append(results(case, laid_out(x, layout), weight, bias, mask, grad, ours=True))
+            found.append(results(case, (laid_out(x, layout), weight, bias), mask, grad, ours=True))
     finally:
         sl.set_num_threads(before)
     assert_bits_equal(found[1], found[0], "2 threads")
@@ -237,7 +244,9 @@ def convolutions(draw: st.DrawFn) -> tuple[Case, float, int]:
     transposed = draw(st.booleans())
     groups = draw(st.integers(1, 3))
     cin, cout = groups * draw(st.integers(1, 6)), groups * draw(st.integers(1, 20))
-    kernel, stride, dilation, padding = (tuple(draw(st.integers(low, high)) for _ in range(2)) for low, high in ((1, 4), (1, 3), (1, 3), (0, 3)))
+    kernel, stride, dilation, padding = (
+        tuple(draw(st.integers(low, high)) for _ in range(2)) for low, high in ((1, 4), (1, 3), (1, 3), (0, 3))
+    )
     spans = [dilation[i] * (kernel[i] - 1) + 1 for i in range(2)]
     size = [draw(st.integers(max(1, spans[i] - (0 if transposed else 2 * padding[i])), 14)) for i in range(2)]
     options: dict[str, Any] = {"stride": stride, "dilation": dilation, "padding": padding, "groups": groups}

@@ -108,7 +108,9 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("call", "wrong", "kind", "message"), BAD, ids=[f"{c.__name__}-{next(iter(w))}-{i}" for i, (c, w, _, _) in enumerate(BAD)])
+@pytest.mark.parametrize(
+    ("call", "wrong", "kind", "message"), BAD, ids=[f"{c.__name__}-{next(iter(w))}-{i}" for i, (c, w, _, _) in enumerate(BAD)]
+)
 def test_bad_arguments_are_named(call: Callable[..., Any], wrong: dict[str, Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         call(**wrong)

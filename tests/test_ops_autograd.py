@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from op_cases import Case, random_mask
-from oracle import assert_bits_equal
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
 import sightline as sl
+from op_cases import Case, random_mask
+from oracle import assert_bits_equal
 from sightline import ops
 from sightline.ops import channel_sum, library
 
@@ -30,7 +30,7 @@ def prepared(case: Case, dtype: torch.dtype = torch.float64) -> tuple[Callable[.
     """A function of (x, held, weight, bias), its arguments, and the mask."""
     x, weight, bias = case.tensors()
     dense = case.dense(x, weight, bias)
-    mask = random_mask(x.shape[0], *dense.shape[2:], 0.4, 1)
+    mask = random_mask(dense, 0.4, 1)
     given = [value.to(dtype).requires_grad_() for value in (x, torch.randn_like(dense), weight, bias) if value is not None]
 
     def run(x: Tensor, held: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -68,7 +68,7 @@ def test_float32_has_the_same_second_order() -> None:
         for dtype in (torch.float64, torch.float32):
             values = [value.detach().to(dtype).requires_grad_() for value in given]
             first = torch.autograd.grad(run(*values).square().sum(), values, create_graph=True)
-            second = torch.autograd.grad(sum(part.square().sum() for part in first), values)
+            second = torch.autograd.grad(torch.stack([part.square().sum() for part in first]).sum(), values)
             found.append([*first, *second])
         for exact, ours in zip(*found, strict=True):
             torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4 * float(exact.detach().abs().max()), msg=case.name)
@@ -156,7 +156,7 @@ class Network(nn.Module):
         y = ops.conv2d_at(x, self.first.weight, self.first.bias, sites=mask, padding=1).relu()
         y = ops.max_pool2d_at(y, 2, sites=mask[::2, ::2]) + ops.avg_pool2d_at(y, 2, sites=mask[1::2, 1::2])
         y = ops.conv_transpose2d_at(y, self.up, sites=mask, stride=2)
-        return self.last(y).square().mean((0, 2, 3, 4))
+        return self.last(y).square().mean((0, 2, 3, 4))  # type: ignore[no-any-return]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -168,13 +168,11 @@ def test_one_graph_for_changing_masks() -> None:
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(network, fullgraph=True, backend=counter)
     for seed in range(4):
-        x, mask = torch.randn(2, 3, 8, 10), random_mask(1, 8, 10, 0.2 * seed, seed)[0]
+        x, mask = torch.randn(2, 3, 8, 10), random_mask(torch.empty(1, 1, 8, 10), 0.2 * seed, seed)[0]
         want, got = network(x, mask), compiled(x, mask)
         torch.testing.assert_close(got, want)
         parameters = list(network.parameters())
-        for ours, theirs in zip(
-            torch.autograd.grad(got.sum(), parameters), torch.autograd.grad(want.sum(), parameters), strict=True
-        ):
+        for ours, theirs in zip(torch.autograd.grad(got.sum(), parameters), torch.autograd.grad(want.sum(), parameters), strict=True):
             torch.testing.assert_close(ours, theirs)
     assert counter.frame_count == 1
     torch._dynamo.reset()

@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from op_cases import LAYOUTS, laid_out
-from oracle import assert_bits_equal, assert_law
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sightline as sl
+from op_cases import LAYOUTS, laid_out
+from oracle import assert_bits_equal, assert_law
 from sightline import kernels, ops
 from sightline.ops import arguments, channel_sum, native
 from sightline.ops.plane import plane
@@ -24,11 +24,12 @@ from sightline.ops.plane import plane
 
 def by_patches(x: Tensor, weight: Tensor, stride: Any = 1, padding: Any = 0, dilation: Any = 1) -> Tensor:
     """The forum's way: all patches, multiplied, summed. (n, f, windows, kh, kw)."""
-    f, c, kh, kw = weight.shape
+    c, kh, kw = weight.shape[1:]
     strides, dilations = arguments.pair("", stride), arguments.pair("", dilation)
     top, bottom, left, right = arguments.paddings(padding, (kh, kw), strides, dilations)
     patches = F.unfold(F.pad(x, (left, right, top, bottom)), (kh, kw), dilation, 0, stride)
-    return torch.einsum("nctw,fct->nfwt", patches.unflatten(1, (c, kh * kw)), weight.flatten(2)).unflatten(3, (kh, kw))
+    result: Tensor = torch.einsum("nctw,fct->nfwt", patches.unflatten(1, (c, kh * kw)), weight.flatten(2)).unflatten(3, (kh, kw))
+    return result
 
 
 def check(shape: tuple[int, ...], weight_shape: tuple[int, ...], layout: str, dtype: torch.dtype, **options: Any) -> None:
@@ -58,8 +59,8 @@ def test_values_and_gradients_obey_the_law(layout: str, compiled: bool, monkeypa
 
 
 @given(
-    st.integers(1, 40), st.integers(1, 4), st.tuples(st.integers(5, 12), st.integers(5, 12)), st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    st.tuples(st.integers(1, 3), st.integers(1, 3)), st.tuples(st.integers(0, 3), st.integers(0, 3)), st.sampled_from(LAYOUTS),
+    st.integers(1, 40), st.integers(1, 4), st.tuples(*[st.integers(5, 12)] * 2), st.tuples(*[st.integers(1, 4)] * 2),
+    st.tuples(*[st.integers(1, 3)] * 2), st.tuples(*[st.integers(0, 3)] * 2), st.sampled_from(LAYOUTS),
 )  # fmt: skip
 def test_any_geometry_obeys_the_law(
     c: int, f: int, size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], layout: str
@@ -101,7 +102,7 @@ class Largest(TorchDispatchMode):
     """Bytes of the largest memory that any operation inside made."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -81,7 +81,7 @@ class ChannelSumConv2d(nn.Module):
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, False,  # type: ignore[arg-type]
             conv.padding_mode, "meta",
         )  # fmt: skip
-        made.weight = conv.weight
+        made.weight = conv.weight  # type: ignore[assignment]
         return made.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ class FocusedConv2d(nn.Conv2d):
         self.area_mask = value.clone() if isinstance(value, Tensor) else None
         self._area = None if isinstance(value, Tensor) else value
 
-    def forward(self, input: Tensor, held: Tensor | None = None) -> Tensor:  # noqa: A002  (torch's name)
+    def forward(self, input: Tensor, held: Tensor | None = None) -> Tensor:
         """The convolution inside the area; elsewhere `held`, or zero.
 
         Args:
@@ -154,6 +154,4 @@ class FocusedConv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         """The geometry, and what kind of area."""
-        return f"{super().extra_repr()}, area={type(self.area).__name__ if self.area is not None else None}"
-
-
+        return f"{super().extra_repr()}, area={type(self.area).__name__ if self.area is not None else None}"  # type: ignore[no-untyped-call]

@@ -29,7 +29,7 @@ def pair(name: str, value: int | Sequence[int], minimum: int = 1) -> list[int]:
         DTypeError: not integers.
         ShapeError: not one or two of them, or below the minimum.
     """
-    both = list(value) if isinstance(value, (tuple, list)) else [value, value]
+    both: list[Any] = list(value) if isinstance(value, (tuple, list)) else [value, value]
     if len(both) == 1:  # torch takes (k,) for both axes
         both = both * 2
     for number in both:
@@ -173,8 +173,9 @@ def check_weight(x: Tensor, weight: Any, groups: Any, *, transposed: bool) -> No
     if groups < 1 or weight.shape[0] % groups or x.shape[1] % groups:
         raise ShapeError(f"groups: must divide x's {x.shape[1]} channels and weight's {weight.shape[0]}, got {groups}")
     if transposed and weight.shape[0] != x.shape[1]:
-        raise ShapeError(f"weight: expected {x.shape[1]} input channels as in x, got {weight.shape[0]}; the layout is (c_in, c_out / groups, kh, kw)")
-    if not transposed and weight.shape[1] * groups != x.shape[1]:
         raise ShapeError(
-            f"weight: x has {x.shape[1]} channels in {groups} groups, so expected (c_out, {x.shape[1] // groups}, kh, kw), got {tuple(weight.shape)}"
+            f"weight: expected {x.shape[1]} input channels as in x, got {weight.shape[0]}; the layout is (c_in, c_out / groups, kh, kw)"
         )
+    if not transposed and weight.shape[1] * groups != x.shape[1]:
+        expected = f"(c_out, {x.shape[1] // groups}, kh, kw)"
+        raise ShapeError(f"weight: x has {x.shape[1]} channels in {groups} groups, so expected {expected}, got {tuple(weight.shape)}")

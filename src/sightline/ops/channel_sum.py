@@ -66,7 +66,7 @@ def channel_sum_conv2d(x: Tensor, weight: Tensor, stride: Pair = 1, padding: Pad
     if not torch.compiler.is_compiling():
         plane(x.shape[2:], filters.shape[2:], strides, pads, dilations)
     result = _channel_sum(x, filters, strides, pads, dilations)
-    return result if weight.dim() == 4 else result[:, 0]
+    return result if weight.dim() == 4 else result[:, 0]  # type: ignore[no-any-return]
 
 
 # -- in PyTorch -------------------------------------------------------------------------------------------------------------------
@@ -163,7 +163,9 @@ def _(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> Te
 
 
 @_channel_sum_backward.register_fake
-def _(grad: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, want_x: bool, want_weight: bool) -> tuple[Tensor, Tensor]:
+def _(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, want_x: bool, want_weight: bool
+) -> tuple[Tensor, Tensor]:
     del grad, stride, padding, dilation
     return x.new_empty(x.shape if want_x else 0), x.new_empty(weight.shape if want_weight else 0)
 

@@ -13,8 +13,8 @@ from sightline.ops.arguments import Padding, Pair
 
 
 def conv2d_at(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, sites: Any, held: Tensor | None = None, stride: Pair = 1, padding: Padding = 0,
-    dilation: Pair = 1, groups: int = 1, padding_mode: str = "zeros",
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, sites: Any, held: Tensor | None = None, stride: Pair = 1,
+    padding: Padding = 0, dilation: Pair = 1, groups: int = 1, padding_mode: str = "zeros",
 ) -> Tensor:  # fmt: skip
     """``F.conv2d`` computed at the given output positions only.
 

@@ -76,9 +76,8 @@ def put(out: Tensor, taps: Taps, rows: Tensor) -> None:
 
 def weight_matrix(weight: Tensor, groups: int, transposed: bool, dtype: torch.dtype) -> Tensor:
     """(groups, taps, cin / groups, cout / groups)."""
-    if transposed:
-        return weight.to(dtype).unflatten(0, (groups, -1)).flatten(3).permute(0, 3, 1, 2)
-    return weight.to(dtype).unflatten(0, (groups, -1)).flatten(3).permute(0, 3, 2, 1)
+    grouped: Tensor = weight.to(dtype).unflatten(0, (groups, -1)).flatten(3)
+    return grouped.permute((0, 3, 1, 2) if transposed else (0, 3, 2, 1))
 
 
 def weight_from_matrix(matrix: Tensor, like: Tensor, transposed: bool) -> Tensor:

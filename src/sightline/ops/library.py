@@ -72,7 +72,9 @@ def conv_plane(
 
 
 @torch.library.custom_op(
-    "sightline::conv2d_at", mutates_args=(), schema=f"(Tensor x, Tensor weight, Tensor? bias, Tensor mask, Tensor? held, {_WINDOW}) -> Tensor"
+    "sightline::conv2d_at",
+    mutates_args=(),
+    schema=f"(Tensor x, Tensor weight, Tensor? bias, Tensor mask, Tensor? held, {_WINDOW}) -> Tensor",
 )
 def conv2d_at(
     x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, held: Tensor | None, stride: list[int], padding: list[int],
@@ -99,7 +101,8 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, held: Tensor
 @torch.library.custom_op(
     "sightline::conv2d_at_backward",
     mutates_args=(),
-    schema=f"(Tensor grad, Tensor x, Tensor weight, Tensor mask, {_WINDOW}, bool want_x, bool want_weight, bool want_bias) -> (Tensor, Tensor, Tensor)",
+    schema=f"(Tensor grad, Tensor x, Tensor weight, Tensor mask, {_WINDOW}, bool want_x, bool want_weight, bool want_bias)"
+    " -> (Tensor, Tensor, Tensor)",
 )
 def conv2d_at_backward(
     grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int,
@@ -119,8 +122,10 @@ def conv2d_at_backward(
 
 
 @conv2d_at_backward.register_fake
-def _(grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, padding_mode: str,
-      transposed: bool, output_padding: Any, want_x: bool, want_weight: bool, want_bias: bool) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _(
+    grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, padding_mode: str,
+    transposed: bool, output_padding: Any, want_x: bool, want_weight: bool, want_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     del mask, stride, padding, dilation, groups, padding_mode, transposed, output_padding
     return (
         _new_map(x, tuple(x.shape)) if want_x else x.new_empty(0),
@@ -200,7 +205,9 @@ def pool_plane(
 
 
 @torch.library.custom_op(
-    "sightline::max_pool2d_at", mutates_args=(), schema=f"(Tensor x, Tensor mask, Tensor? held, {_POOL}, int[] dilation, bool ceil_mode) -> Tensor"
+    "sightline::max_pool2d_at",
+    mutates_args=(),
+    schema=f"(Tensor x, Tensor mask, Tensor? held, {_POOL}, int[] dilation, bool ceil_mode) -> Tensor",
 )
 def max_pool2d_at(
     x: Tensor, mask: Tensor, held: Tensor | None, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int],

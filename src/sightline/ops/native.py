@@ -67,7 +67,15 @@ def conv(plane: Plane, x: Tensor, weight: Tensor, bias: Tensor | None, mask: Ten
 
 
 def conv_backward(
-    plane: Plane, gy: Tensor, x: Tensor, weight: Tensor, mask: Tensor, groups: int, transposed: bool, gx: Tensor | None, wanted: tuple[bool, bool]
+    plane: Plane,
+    gy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    groups: int,
+    transposed: bool,
+    gx: Tensor | None,
+    wanted: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Adds the sites' share to gx, which holds zeros; returns the gradients of weight and bias, None where not wanted."""
     packed, sites = _plain(weight), mask.contiguous()
@@ -117,5 +125,12 @@ def channel_sum_backward(plane: Plane, gy: Tensor, x: Tensor, weight: Tensor, gx
     """Adds the gradient to gx, which holds zeros, and writes gw, contiguous; either may be None: not wanted."""
     packed, given = _plain(weight), _plain(gy)
     _ready(plane).channel_sum_backward(
-        x.shape[0], x.shape[1], weight.shape[0], _address(given), _map(x), _address(packed), NOTHING if gx is None else _map(gx), _address(gw)
+        x.shape[0],
+        x.shape[1],
+        weight.shape[0],
+        _address(given),
+        _map(x),
+        _address(packed),
+        NOTHING if gx is None else _map(gx),
+        _address(gw),
     )

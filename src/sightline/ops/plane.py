@@ -130,4 +130,4 @@ def plane(
         (int(kernel[i]), int(stride[i]), int(padding[2 * i]), int(padding[2 * i + 1]), int(dilation[i]), int(output_padding[i]))
         for i in range(2)
     )
-    return _plane(geometry, (int(size[0]), int(size[1])), transposed, mode, ceil_mode)  # type: ignore[arg-type]
+    return _plane(geometry, (int(size[0]), int(size[1])), transposed, mode, ceil_mode)
