@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sightline as sl
 from op_cases import CASES, LAYOUTS, Case, laid_out, random_mask, read_by
-from oracle import assert_bits_equal, assert_law
+from oracle import assert_bits_equal, assert_law, assert_sums_law
 from sightline import kernels, ops
 from sightline.ops import gather, native
 from sightline.ops.plane import _plane, plane
@@ -77,7 +77,9 @@ def run_case(case: Case, dtype: torch.dtype, layout: str, density: float, seed: 
     poisoned = torch.where(read_by(case, high[0], high[1], mask), low[0], torch.nan)
     bad_grad = torch.where(mask[:, None], grad, torch.nan)
     ours = results(case, (laid_out(poisoned, layout), *low[1:]), mask, laid_out(bad_grad, layout), ours=True)
-    assert_law(ours, plain, exact, f"{case.name}, {dtype}, {layout}")
+    x, weight, bias = high
+    sizes = (x.abs(), weight if weight is None else weight.abs(), bias if bias is None else bias.abs())
+    assert_sums_law(ours, plain, exact, results(case, sizes, mask, grad.double().abs(), ours=False), f"{case.name}, {dtype}, {layout}")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

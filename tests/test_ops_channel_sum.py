@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sightline as sl
 from op_cases import LAYOUTS, laid_out
-from oracle import assert_bits_equal, assert_law
+from oracle import assert_bits_equal, assert_sums_law
 from sightline import kernels, ops
 from sightline.ops import arguments, channel_sum, native
 from sightline.ops.plane import plane
@@ -37,13 +37,14 @@ def check(shape: tuple[int, ...], weight_shape: tuple[int, ...], layout: str, dt
     x, weight = (torch.randn(s, generator=random, dtype=torch.float64).to(dtype).double() for s in (shape, weight_shape))
     grad = torch.randn(by_patches(x, weight, **options).shape, generator=random, dtype=torch.float64).to(dtype).double()
 
-    def run(function: Any, dtype: torch.dtype, layout: str = "contiguous") -> list[Tensor]:
-        given = laid_out(x.to(dtype), layout).requires_grad_(), weight.to(dtype).requires_grad_()
+    def run(function: Any, dtype: torch.dtype, layout: str = "contiguous", sizes: bool = False) -> list[Tensor]:
+        values = [value.abs() if sizes else value for value in (x, weight, grad)]
+        given = laid_out(values[0].to(dtype), layout).requires_grad_(), values[1].to(dtype).requires_grad_()
         y = function(*given, **options)
-        return [y.detach(), *torch.autograd.grad(y, given, grad.to(dtype))]
+        return [y.detach(), *torch.autograd.grad(y, given, values[2].to(dtype))]
 
-    exact, plain = run(by_patches, torch.float64), run(by_patches, dtype)
-    assert_law(run(ops.channel_sum_conv2d, dtype, layout), plain, exact, f"{shape} {weight_shape} {options} {layout}")
+    exact, plain, size = run(by_patches, torch.float64), run(by_patches, dtype), run(by_patches, torch.float64, sizes=True)
+    assert_sums_law(run(ops.channel_sum_conv2d, dtype, layout), plain, exact, size, f"{shape} {weight_shape} {options} {layout}")
 
 
 @pytest.mark.parametrize("compiled", [True, False])

@@ -5,6 +5,13 @@
 
 namespace sightline {
 
+namespace {
+
+// Whether two sites are neighbours in one row: of maps of one row, the next image begins at the next index too.
+bool follows(const Site& a, const Site& b) { return b.index == a.index + 1 && b.x == a.x + 1; }
+
+}  // namespace
+
 EagerWindow::EagerWindow(const Kernels* kernels, const EagerKernels* eager, int hin, int win, int hout, int wout, int kh, int kw,
                          const int32_t* rows, const int32_t* cols, int period_y, int period_x)
     : k_(kernels), e_(eager), hin_(hin), win_(win), hout_(hout), wout_(wout), kh_(kh), kw_(kw), period_y_(period_y), period_x_(period_x),
@@ -83,7 +90,7 @@ void EagerWindow::write_rows(const float* rows, int64_t ld, const Site* list, in
   }
   for (int i = 0, end; i < count; i = end) {
     // neighbours in one row go together
-    for (end = i + 1; end < count && list[end].index == list[end - 1].index + 1 && list[end].y == list[i].y; ++end) {}
+    for (end = i + 1; end < count && follows(list[end - 1], list[end]); ++end) {}
     if (out.x == 1) e_->rows_to_planes(rows + i * ld, ld, place(list[i]), out.c, end - i, c);
     else
       for (int j = i; j < end; ++j)
@@ -105,7 +112,7 @@ Floats EagerWindow::gather_rows(const View& from, const std::vector<Site>& list,
       if (from.c == 1) {
         std::memcpy(row, at, (size_t)c * sizeof(float));
       } else if (from.x == 1) {
-        while (end < stop && list[(size_t)end].index == list[(size_t)end - 1].index + 1 && list[(size_t)end].y == list[(size_t)i].y) ++end;
+        while (end < stop && follows(list[(size_t)end - 1], list[(size_t)end])) ++end;
         e_->planes_to_rows(at, from.c, row, ld, end - i, c);
       } else {
         for (int k = 0; k < c; ++k) row[k] = at[k * from.c];

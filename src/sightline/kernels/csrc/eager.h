@@ -47,6 +47,9 @@ struct EagerKernels {
   // rows[i * ld + k] <-> planes[k * plane + i]
   void (*rows_to_planes)(const float* rows, int64_t ld, float* planes, int64_t plane, int pixels, int c);
   void (*planes_to_rows)(const float* planes, int64_t plane, float* rows, int64_t ld, int pixels, int c);
+  // to[offsets[j] + i] = from[i * ld + j] for i < m, j < n, where the offset is not negative; and the reverse.
+  void (*pack)(const float* from, int64_t ld, int m, int n, const int64_t* offsets, float* to);
+  void (*unpack)(const float* from, const int64_t* offsets, int m, int n, float* to, int64_t ld);
   // Below, a tap is null where the window reaches outside the map.
   void (*depthwise)(const float* const* taps, int ntaps, const float* weights, int ldw, const float* bias, float* out, int c);
   void (*depthwise_grad_input)(float* const* taps, int ntaps, const float* weights, int ldw, const float* g, int c);
@@ -101,6 +104,8 @@ class EagerWindow {
     std::vector<int> kernel_taps(int kw) const;  // ky * kw + kx of each
   };
   struct Source;
+  struct Panel;
+  struct Panels;
   using Lists = std::vector<std::vector<Site>>;  // per phase, in order
 
   Lists list(const uint8_t* mask, int n) const;
@@ -110,6 +115,9 @@ class EagerWindow {
   int image_of(const Site& site) const { return site.index / (hout_ * wout_); }
   void write_rows(const float* rows, int64_t ld, const Site* list, int count, const View& out, int c) const;
   std::unique_ptr<float[]> gather_rows(const View& from, const std::vector<Site>& list, int c, int64_t ld) const;
+  std::unique_ptr<float[]> pack_forward(const ConvShape& shape, const float* weight, const std::vector<int>& taps, Panels& panels) const;
+  std::unique_ptr<float[]> pack_backward(const ConvShape& shape, const float* weight, const std::vector<int>& taps, Panels& panels,
+                                         size_t& tap_size) const;
   void depthwise(const Lists& lists, const Pixels& x, View out, const ConvShape& shape, const float* weight, const float* bias) const;
   void grad_input(const Phase& phase, const std::vector<Site>& list, const float* g, int64_t ldg, const ConvShape& shape,
                   const float* weight, const Pixels& gx) const;

@@ -8,13 +8,15 @@ namespace {
 constexpr int kStretch = 128;   // sites whose products are added up before they join a weight's gradient: bounds the rounding error
 constexpr int kChannels = 48;   // input channels of one item of the weight's gradient; a multiple of every register block
 
+}  // namespace
+
 // A few vectors of the output channels of one group.
-struct Panel {
+struct EagerWindow::Panel {
   int group, c0, vectors, valid;  // c0: among all groups' channels; valid: how many of its lanes exist
   size_t weights = 0;
 };
 
-struct Panels {
+struct EagerWindow::Panels {
   std::vector<Panel> all;
   int64_t ld = 0;  // of a row that all panels can write to, in order: each may overwrite the beginning of the next
   int lanes;
@@ -47,46 +49,51 @@ struct Panels {
   }
 };
 
-}  // namespace
+// Places of kernel taps in a packed panel: `step` floats per listed tap, -1 for the others.
+static std::vector<int64_t> tap_places(const std::vector<int>& taps, int kernel, int64_t step) {
+  std::vector<int64_t> places((size_t)kernel, -1);
+  for (size_t i = 0; i < taps.size(); ++i) places[(size_t)taps[i]] = (int64_t)i * step;
+  return places;
+}
 
 // Weights of all panels for the taps of a phase: [tap][input channel][lane].
-static Floats pack_forward(const ConvShape& shape, const float* weight, const std::vector<int>& taps, Panels& panels) {
-  const int in = shape.in_group(), n = (int)taps.size();
+Floats EagerWindow::pack_forward(const ConvShape& shape, const float* weight, const std::vector<int>& taps, Panels& panels) const {
+  const int in = shape.in_group(), n = (int)taps.size(), kernel = kh_ * kw_;
   const size_t total = panels.place((size_t)n * in);
   Floats packed = floats(total);
   for_items((int)panels.all.size(), (int64_t)total, [&](int i, int) {
     const Panel& p = panels.all[(size_t)i];
-    const int width = panels.width(p), within = p.c0 - p.group * shape.out_group();
+    const int width = panels.width(p);
+    const float* from = weight + p.group * shape.w_group + (p.c0 - p.group * shape.out_group()) * shape.w_out;
     float* to = packed.get() + p.weights;
     if (p.valid < width) std::fill(to, to + (size_t)width * in * n, 0.0f);
-    // a few input channels at a time, so that the lines written for one output channel are still there for the next
-    for (int first = 0; first < in; first += 8)
-      for (int l = 0; l < p.valid; ++l) {
-        const float* from = weight + p.group * shape.w_group + (within + l) * shape.w_out;
-        for (int ci = first; ci < std::min(in, first + 8); ++ci)
-          for (int t = 0; t < n; ++t) to[((int64_t)t * in + ci) * width + l] = from[ci * shape.w_in + taps[(size_t)t]];
-      }
+    // One input channel's taps after the other; where they lie in one stretch, many at once.
+    const std::vector<int64_t> places = tap_places(taps, kernel, (int64_t)in * width);
+    const int together = shape.w_in == kernel ? std::min(in, std::max(1, 64 / kernel)) : 1;
+    std::vector<int64_t> offsets((size_t)together * kernel);
+    for (int j = 0; j < together * kernel; ++j)
+      offsets[(size_t)j] = places[(size_t)(j % kernel)] < 0 ? -1 : places[(size_t)(j % kernel)] + j / kernel * width;
+    for (int ci = 0; ci < in; ci += together)
+      e_->pack(from + ci * shape.w_in, shape.w_out, p.valid, std::min(together, in - ci) * kernel, offsets.data(), to + (int64_t)ci * width);
   });
   return packed;
 }
 
 // The same for the way back, panels of input channels: [tap][output channel][lane], `tap_size` floats per tap.
-static Floats pack_backward(const ConvShape& shape, const float* weight, const std::vector<int>& taps, Panels& panels, size_t& tap_size) {
-  const int out = shape.out_group(), n = (int)taps.size();
+Floats EagerWindow::pack_backward(const ConvShape& shape, const float* weight, const std::vector<int>& taps, Panels& panels,
+                                  size_t& tap_size) const {
+  const int out = shape.out_group(), n = (int)taps.size(), kernel = kh_ * kw_;
   tap_size = panels.place((size_t)out);
   Floats packed = floats(tap_size * (size_t)n);
+  const std::vector<int64_t> places = tap_places(taps, kernel, (int64_t)tap_size);
   for_items((int)panels.all.size(), (int64_t)tap_size * n, [&](int i, int) {
     const Panel& p = panels.all[(size_t)i];
-    const int width = panels.width(p), within = p.c0 - p.group * shape.in_group();
-    for (int t = 0; t < n; ++t) {
-      float* to = packed.get() + t * tap_size + p.weights;
-      if (p.valid < width) std::fill(to, to + (size_t)width * out, 0.0f);
-    }
-    for (int co = 0; co < out; ++co) {
-      const float* from = weight + p.group * shape.w_group + co * shape.w_out + within * shape.w_in;
-      for (int l = 0; l < p.valid; ++l)
-        for (int t = 0; t < n; ++t) packed[t * tap_size + p.weights + (size_t)co * width + l] = from[l * shape.w_in + taps[(size_t)t]];
-    }
+    const int width = panels.width(p);
+    const float* from = weight + p.group * shape.w_group + (p.c0 - p.group * shape.in_group()) * shape.w_in;
+    float* to = packed.get() + p.weights;
+    if (p.valid < width)
+      for (int t = 0; t < n; ++t) std::fill(to + t * tap_size, to + t * tap_size + (size_t)width * out, 0.0f);
+    for (int co = 0; co < out; ++co) e_->pack(from + co * shape.w_out, shape.w_in, p.valid, kernel, places.data(), to + (int64_t)co * width);
   });
   return packed;
 }
@@ -166,15 +173,14 @@ void EagerWindow::conv_backward(int n, View gy, View x, const ConvShape& shape, 
       for (int t = 0; t < kernel; ++t) gw[(int64_t)c * kernel + t] = sums[(size_t)t * ldw + c];
     return;
   }
-  // [tap][group][input channel][output channel]: sixteen output channels at a time, which share their lines
+  // from [tap][group][input channel][output channel]
+  const int in = shape.in_group(), together = shape.w_in == kernel ? in : 1;
+  std::vector<int64_t> offsets((size_t)together * kernel);
+  for (int j = 0; j < together * kernel; ++j) offsets[(size_t)j] = ((int64_t)(j % kernel) * shape.groups * in + j / kernel) * ldw;
   for (int g = 0; g < shape.groups; ++g)
-    for (int first = 0; first < out; first += 16)
-      for (int ci = 0; ci < shape.in_group(); ++ci)
-        for (int t = 0; t < kernel; ++t) {
-          const float* row = sums.get() + (((int64_t)t * shape.groups + g) * shape.in_group() + ci) * ldw;
-          float* at = gw + g * shape.w_group + ci * shape.w_in + t;
-          for (int co = first; co < std::min(out, first + 16); ++co) at[co * shape.w_out] = row[co];
-        }
+    for (int ci = 0; ci < in; ci += together)
+      e_->unpack(sums.get() + ((int64_t)g * in + ci) * ldw, offsets.data(), out, together * kernel, gw + g * shape.w_group + ci * shape.w_in,
+                 shape.w_out);
 }
 
 // Each site's gradient times the weights of a tap, added to the pixel that the tap reads. Threads share channels, not sites, so
@@ -222,13 +228,25 @@ void EagerWindow::grad_input(const Phase& phase, const std::vector<Site>& list, 
   });
 }
 
-// One item is a tap and some input channels: it sees all sites, and nobody else adds to its sums.
+// One item is a tap and some input channels: it sees all sites, and nobody else adds to its sums. Depthwise, where a site's work is
+// small, it is all taps of some channels instead, so that a site's pixels are read while they are near.
 void EagerWindow::grad_weight(const Phase& phase, const std::vector<Site>& list, const float* g, int64_t ldg, const ConvShape& shape,
                               const Pixels& x, float* sums, int64_t ldw) const {
   const std::vector<int> taps = phase.kernel_taps(kw_);
   const int n = (int)list.size(), in = shape.in_group(), out = shape.out_group();
-  const bool depthwise = shape.depthwise();
-  const int pieces = depthwise ? 1 : (in + kChannels - 1) / kChannels;
+  if (shape.depthwise())
+    return by_channels(shape.cin, (int64_t)n * (int)taps.size() * shape.cin * 4, [&](int c0, int c) {
+      std::vector<const float*> from((size_t)kStretch);
+      Pixels part = x;
+      part.data += c0;
+      for (int i = 0; i < n; i += kStretch)
+        for (int tap : taps) {
+          const int count = std::min(kStretch, n - i);
+          fill_taps<const float*>(part, Phase{{tap / kw_}, {tap % kw_}}, list.data() + i, count, nullptr, from.data());
+          e_->depthwise_grad_weight(from.data(), count, g + i * ldg + c0, (int)ldg, sums + tap * ldw + c0, c);
+        }
+    });
+  const int pieces = (in + kChannels - 1) / kChannels;
   const Floats none = zeros((size_t)shape.cin);
   const Panels panels(1, out, k_->lanes);
   for_items((int)taps.size() * pieces, (int64_t)n * (int)taps.size() * in * shape.cout, [&](int item, int) {
@@ -237,11 +255,7 @@ void EagerWindow::grad_weight(const Phase& phase, const std::vector<Site>& list,
     std::vector<const float*> from((size_t)kStretch);
     for (int i = 0; i < n; i += kStretch) {
       const int count = std::min(kStretch, n - i);
-      fill_taps<const float*>(x, one, list.data() + i, count, depthwise ? nullptr : none.get(), from.data());
-      if (depthwise) {
-        e_->depthwise_grad_weight(from.data(), count, g + i * ldg, (int)ldg, sums + tap * ldw, shape.cin);
-        continue;
-      }
+      fill_taps<const float*>(x, one, list.data() + i, count, none.get(), from.data());
       for (int group = 0; group < shape.groups; ++group)
         for (const Panel& p : panels.all)
           e_->grad_weight(GradTile{from.data(), (int64_t)group * in + first, count, std::min(kChannels, in - first),

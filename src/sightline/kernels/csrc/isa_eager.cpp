@@ -206,6 +206,31 @@ void planes_to_rows(const float* planes, int64_t plane, float* rows, int64_t ld,
   transpose_all(planes, plane, rows, ld, c, pixels);
 }
 
+// to[offsets[j] + i] = from[i * ld + j]: columns of a matrix to places of their own, a block of W x W at a time.
+void pack(const float* from, int64_t ld, int m, int n, const int64_t* offsets, float* to) {
+  for (int i0 = 0; i0 < m; i0 += W)
+    for (int j0 = 0; j0 < n; j0 += W) {
+      const int rows = m - i0 < W ? m - i0 : W, columns = n - j0 < W ? n - j0 : W;
+      VF v[W];
+      for (int i = 0; i < W; ++i) v[i] = i < rows ? load_part(from + (i0 + i) * ld + j0, columns) : VF{};
+      transpose(v);
+      for (int j = 0; j < columns; ++j)
+        if (offsets[j0 + j] >= 0) store_part(to + offsets[j0 + j] + i0, v[j], rows);
+    }
+}
+
+// to[i * ld + j] = from[offsets[j] + i]
+void unpack(const float* from, const int64_t* offsets, int m, int n, float* to, int64_t ld) {
+  for (int i0 = 0; i0 < m; i0 += W)
+    for (int j0 = 0; j0 < n; j0 += W) {
+      const int rows = m - i0 < W ? m - i0 : W, columns = n - j0 < W ? n - j0 : W;
+      VF v[W];
+      for (int j = 0; j < W; ++j) v[j] = j < columns ? load_part(from + offsets[j0 + j] + i0, rows) : VF{};
+      transpose(v);
+      for (int i = 0; i < rows; ++i) store_part(to + (i0 + i) * ld + j0, v[i], columns);
+    }
+}
+
 // -- depthwise -------------------------------------------------------------------------------------------------
 
 void depthwise(const float* const* taps, int ntaps, const float* weights, int ldw, const float* bias, float* out, int c) {
@@ -313,7 +338,7 @@ void add_scaled(float factor, const float* from, float* to, int c) {
 }  // namespace
 
 const EagerKernels* SL_CONCAT(eager_kernels_, SL_ISA_NAME)() {
-  static const EagerKernels table = {grad_weight, add_row, rows_to_planes, planes_to_rows, depthwise, depthwise_grad_input,
+  static const EagerKernels table = {grad_weight, add_row, rows_to_planes, planes_to_rows, pack, unpack, depthwise, depthwise_grad_input,
                                      depthwise_grad_weight, max_pool, max_pool_grad, sum_pool, sum_pool_grad, dots, add_scaled};
   return &table;
 }
