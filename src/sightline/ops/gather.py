@@ -86,13 +86,22 @@ def weight_from_matrix(matrix: Tensor, like: Tensor, transposed: bool) -> Tensor
     return matrix.permute(order).reshape(like.shape).to(like.dtype)
 
 
+def _split(values: Tensor, groups: int) -> Tensor:
+    """(k, ..., c) as (groups, k, ..., c / groups), flattened to three axes: one matrix per group."""
+    return values.unflatten(-1, (groups, -1)).movedim(-2, 0).flatten(2)
+
+
 def conv(plane: Plane, x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, groups: int, transposed: bool, out: Tensor) -> None:
     """Convolution at the mask's positions, written to out; the rest of out stays."""
     dtype = computed_in(x)
-    matrix = weight_matrix(weight, groups, transposed, dtype).flatten(1, 2)
+    matrix = weight_matrix(weight, groups, transposed, dtype)
+    depthwise = matrix.shape[2] == matrix.shape[3] == 1
     for taps in batches(plane, mask, x.shape[1]):
-        patches = taps.gather(x).to(dtype).unflatten(2, (groups, -1)).permute(2, 0, 1, 3).flatten(2)
-        rows = (patches @ matrix).transpose(0, 1).flatten(1)
+        patches = taps.gather(x).to(dtype)
+        if depthwise:  # a matrix of one number per group would be slow
+            rows = (patches * matrix[:, :, 0, 0].T).sum(1)
+        else:
+            rows = (_split(patches, groups) @ matrix.flatten(1, 2)).transpose(0, 1).flatten(1)
         put(out, taps, rows if bias is None else rows + bias.to(dtype))
 
 
@@ -102,19 +111,22 @@ def conv_backward(
     """Gradients with respect to x (as (n, h, w, c)), weight and bias, of what the sites contribute; None where not wanted."""
     dtype, (n, c, h, w) = computed_in(x), x.shape
     matrix = weight_matrix(weight, groups, transposed, dtype)
+    depthwise = matrix.shape[2] == matrix.shape[3] == 1
     back = matrix.flatten(1, 2).transpose(1, 2)  # (groups, cout / groups, taps * cin / groups)
     gx = torch.zeros((n, h, w, c), dtype=dtype, device=x.device) if wanted[0] else None
     gw = torch.zeros_like(matrix, memory_format=torch.contiguous_format) if wanted[1] else None
     gb = torch.zeros(gy.shape[1], dtype=dtype, device=x.device) if wanted[2] else None
     for taps in batches(plane, mask, max(c, gy.shape[1])):
         rows = taps.rows(gy).to(dtype)
-        grouped = rows.unflatten(1, (groups, -1)).transpose(0, 1)  # (groups, k, cout / groups)
-        if gx is not None:
-            values = (grouped @ back).unflatten(2, (plane.taps, -1)).permute(1, 2, 0, 3).flatten(2)
-            taps.add(values, gx)
-        if gw is not None:
-            patches = taps.gather(x).to(dtype).unflatten(2, (groups, -1)).permute(2, 1, 3, 0).flatten(1, 2)
-            gw += (patches @ grouped).unflatten(1, (plane.taps, -1))
+        grouped = _split(rows, groups)
+        if gx is not None and depthwise:
+            taps.add(rows[:, None] * matrix[:, :, 0, 0].T, gx)
+        elif gx is not None:
+            taps.add((grouped @ back).unflatten(2, (plane.taps, -1)).permute(1, 2, 0, 3).flatten(2), gx)
+        if gw is not None and depthwise:
+            gw[:, :, 0, 0] += (taps.gather(x).to(dtype) * rows[:, None]).sum(0).T
+        elif gw is not None:
+            gw += (_split(taps.gather(x).to(dtype), groups).transpose(1, 2) @ grouped).unflatten(1, (plane.taps, -1))
         if gb is not None:
             gb += rows.sum(0)
     return (
