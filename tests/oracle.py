@@ -87,6 +87,25 @@ def assert_law(got: Any, plain: Any, exact: Any, where: str = "", limits: Sequen
         assert ours_off <= most, f"{where}: output {index} of {tuple(ours.shape)}: error {ours_off:.3g}, allowed {most:.3g}"
 
 
+def assert_sums_law(got: Any, plain: Any, exact: Any, magnitude: Any, where: str = "") -> None:
+    """The law for sums whose terms may cancel: the floor is relative to the largest sum of the terms' absolute values.
+
+    Args:
+        got: what is tested; any nesting of tensors.
+        plain: the same from PyTorch in the same element type.
+        exact: the same in float64.
+        magnitude: the same in float64 with every term replaced by its absolute value.
+        where: what the message begins with.
+    """
+    results = [tensors(value) for value in (got, plain, exact, magnitude)]
+    assert len({len(result) for result in results}) == 1, f"{where}: {[len(result) for result in results]} tensors"
+    for index, (ours, theirs, truth, size) in enumerate(zip(*results, strict=True)):
+        assert ours.dtype == theirs.dtype, f"{where}: output {index} is {ours.dtype}, PyTorch's is {theirs.dtype}"
+        most = 2 * error(theirs, truth) + FLOORS[theirs.dtype] * (float(size.abs().max()) if size.numel() else 0.0)
+        off = error(ours, truth)
+        assert off <= most, f"{where}: output {index} of {tuple(ours.shape)}: error {off:.3g}, allowed {most:.3g}"
+
+
 def assert_bits_equal(got: Any, wanted: Any, where: str = "") -> None:
     """Fails unless both results hold the same bits (NaN equals NaN of the same bits)."""
     ours, theirs = tensors(got), tensors(wanted)

@@ -90,6 +90,17 @@ def test_layers_quick(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("native")
+def test_ops_quick(tmp_path: Path) -> None:
+    result = quick("bench_ops.py", tmp_path)
+    assert len(result["cases"]) == 3
+    for case in result["cases"]:
+        medians = check_rows(case)
+        assert {row["phase"] for row in case["rows"]} == {"forward", "backward"}
+        assert all(f"{name}: {phase}" in medians for name in case["speedup_forward_and_backward"] for phase in ("forward", "backward"))
+        assert case["macs"] > 0 and case["relative_error"] < 1e-4
+
+
+@pytest.mark.usefixtures("native")
 def test_networks_quick(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="a dense peer of this benchmark")
     result = quick("bench_networks.py", tmp_path, "--peers", "eager,onnxruntime")

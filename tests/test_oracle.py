@@ -63,6 +63,18 @@ def test_law_compares_structure() -> None:
         oracle.assert_law(torch.tensor([1]), torch.tensor([2]), torch.tensor([2]))
 
 
+def test_law_of_sums_has_a_floor_of_the_terms_and_no_more() -> None:
+    exact, size = torch.tensor([1e-9], dtype=torch.float64), torch.tensor([4.0], dtype=torch.float64)
+    plain = exact.float()
+    floor = 4 * oracle.FLOORS[torch.float32]
+    oracle.assert_sums_law(plain + 0.9 * floor, plain, exact, size)
+    for bad in (plain + 1.2 * floor, plain * float("nan"), (plain + 0.0).double()):
+        with pytest.raises(AssertionError):
+            oracle.assert_sums_law(bad, plain, exact, size)
+    with pytest.raises(AssertionError, match="tensors"):
+        oracle.assert_sums_law([plain, plain], plain, exact, size)
+
+
 def test_bits_sees_the_sign_of_zero() -> None:
     oracle.assert_bits_equal({"a": torch.tensor([0.0, float("nan")])}, {"a": torch.tensor([0.0, float("nan")])})
     with pytest.raises(AssertionError, match="1 of 1"):

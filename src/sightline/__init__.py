@@ -4,6 +4,8 @@
 that computes only an area of interest.
 """
 
+from typing import TYPE_CHECKING
+
 from sightline import fields, geometry
 from sightline.area import AreaOfInterest
 from sightline.errors import (
@@ -23,6 +25,9 @@ from sightline.sites import Grid, Sites
 from sightline.stats import FrameStats, Stats
 from sightline.stream import Stream, stream
 from sightline.thresholds import Thresholds
+
+if TYPE_CHECKING:
+    from sightline import nn, ops
 
 __version__ = "0.1.0"
 
@@ -53,6 +58,17 @@ __all__ = [
     "focus",
     "geometry",
     "get_num_threads",
+    "nn",
+    "ops",
     "set_num_threads",
     "stream",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Loads `nn` and `ops` when first asked for: they register operators with PyTorch, which a plain stream does not need."""
+    if name in {"nn", "ops"}:
+        import importlib
+
+        return importlib.import_module(f"sightline.{name}")
+    raise AttributeError(f"module 'sightline' has no attribute {name!r}")

@@ -84,3 +84,84 @@ class State:
     def fresh(self) -> bool: ...
     @property
     def bytes(self) -> int: ...
+
+class EagerWindow:
+    """
+    Operators at listed sites, for maps and windows of one size; see sightline/ops/native.py.
+    """
+
+    def __init__(
+        self, arg0: str, arg1: int, arg2: int, arg3: int, arg4: int, arg5: int, arg6: int, arg7: int, arg8: int, arg9: int, arg10: int, /
+    ) -> None: ...
+    def conv(
+        self,
+        arg0: int,
+        arg1: tuple[int, int, int, int, int],
+        arg2: tuple[int, int, int, int, int],
+        arg3: tuple[int, int, int, int, int, int],
+        arg4: int,
+        arg5: int,
+        arg6: int,
+        /,
+    ) -> None: ...
+    def conv_backward(
+        self,
+        arg0: int,
+        arg1: tuple[int, int, int, int, int],
+        arg2: tuple[int, int, int, int, int],
+        arg3: tuple[int, int, int, int, int, int],
+        arg4: int,
+        arg5: int,
+        arg6: tuple[int, int, int, int, int],
+        arg7: int,
+        arg8: int,
+        /,
+    ) -> None: ...
+    def max_pool(
+        self, arg0: int, arg1: int, arg2: tuple[int, int, int, int, int], arg3: tuple[int, int, int, int, int], arg4: int, /
+    ) -> None: ...
+    def max_pool_backward(
+        self,
+        arg0: int,
+        arg1: int,
+        arg2: tuple[int, int, int, int, int],
+        arg3: tuple[int, int, int, int, int],
+        arg4: tuple[int, int, int, int, int],
+        arg5: int,
+        /,
+    ) -> None: ...
+    def avg_pool(
+        self,
+        arg0: int,
+        arg1: int,
+        arg2: tuple[int, int, int, int, int],
+        arg3: tuple[int, int, int, int, int],
+        arg4: int,
+        arg5: int,
+        arg6: int,
+        /,
+    ) -> None: ...
+    def avg_pool_backward(
+        self,
+        arg0: int,
+        arg1: int,
+        arg2: tuple[int, int, int, int, int],
+        arg3: tuple[int, int, int, int, int],
+        arg4: int,
+        arg5: int,
+        arg6: int,
+        /,
+    ) -> None: ...
+    def channel_sum(self, arg0: int, arg1: int, arg2: int, arg3: tuple[int, int, int, int, int], arg4: int, arg5: int, /) -> None: ...
+    def channel_sum_backward(
+        self,
+        arg0: int,
+        arg1: int,
+        arg2: int,
+        arg3: int,
+        arg4: tuple[int, int, int, int, int],
+        arg5: int,
+        arg6: tuple[int, int, int, int, int],
+        arg7: int,
+        /,
+    ) -> None: ...

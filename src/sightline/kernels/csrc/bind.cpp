@@ -3,12 +3,15 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstdlib>
 #include <string>
 #include <thread>
+#include <tuple>
 
+#include "eager.h"
 #include "pool.h"
 #include "program.h"
 
@@ -46,6 +49,67 @@ const Kernels* kernels_for(const std::string& isa) {
   if (isa == "avx2") return kernels_avx2();
 #endif
   return kernels_baseline();
+}
+
+const EagerKernels* eager_kernels_for(const std::string& isa) {
+#if defined(__x86_64__)
+  if (isa == "avx512") return eager_kernels_avx512();
+  if (isa == "avx2") return eager_kernels_avx2();
+#endif
+  return eager_kernels_baseline();
+}
+
+// (address, strides of n, c, h, w in floats)
+using Address = std::tuple<uintptr_t, int64_t, int64_t, int64_t, int64_t>;
+View view(const Address& a) {
+  const auto [data, n, c, y, x] = a;
+  return View{pointer<float>(data), n, c, y, x};
+}
+
+// (cin, cout, groups, strides of group, output channel, input channel in the weight)
+using Channels = std::tuple<int, int, int, int64_t, int64_t, int64_t>;
+ConvShape conv_shape(const Channels& c) {
+  const auto [cin, cout, groups, g, o, i] = c;
+  if (groups < 1 || cin < 1 || cout < 1 || cin % groups || cout % groups) throw std::invalid_argument("conv: channels do not fit");
+  return ConvShape{cin, cout, groups, g, o, i};
+}
+
+void bind_eager(nb::module_& m) {
+  using Release = nb::call_guard<nb::gil_scoped_release>;
+  nb::class_<EagerWindow>(m, "EagerWindow", "Operators at listed sites, for maps and windows of one size; see sightline/ops/native.py.")
+      .def("__init__", [](EagerWindow* self, const std::string& isa, int hin, int win, int hout, int wout, int kh, int kw, uintptr_t rows,
+                          uintptr_t cols, int period_y, int period_x) {
+        if (!cpu_has(isa)) throw std::invalid_argument("this CPU cannot run '" + isa + "'");
+        new (self) EagerWindow(kernels_for(isa), eager_kernels_for(isa), hin, win, hout, wout, kh, kw, pointer<int32_t>(rows),
+                               pointer<int32_t>(cols), period_y, period_x);
+      })
+      .def("conv", [](const EagerWindow& w, int n, Address x, Address out, Channels c, uintptr_t weight, uintptr_t bias, uintptr_t mask) {
+        w.conv(n, view(x), view(out), conv_shape(c), pointer<float>(weight), pointer<float>(bias), pointer<uint8_t>(mask));
+      }, Release())
+      .def("conv_backward", [](const EagerWindow& w, int n, Address gy, Address x, Channels c, uintptr_t weight, uintptr_t mask, Address gx,
+                               uintptr_t gw, uintptr_t gb) {
+        w.conv_backward(n, view(gy), view(x), conv_shape(c), pointer<float>(weight), pointer<uint8_t>(mask), view(gx), pointer<float>(gw),
+                        pointer<float>(gb));
+      }, Release())
+      .def("max_pool", [](const EagerWindow& w, int n, int c, Address x, Address out, uintptr_t mask) {
+        w.max_pool(n, c, view(x), view(out), pointer<uint8_t>(mask));
+      }, Release())
+      .def("max_pool_backward", [](const EagerWindow& w, int n, int c, Address gy, Address x, Address gx, uintptr_t mask) {
+        w.max_pool_backward(n, c, view(gy), view(x), view(gx), pointer<uint8_t>(mask));
+      }, Release())
+      .def("avg_pool", [](const EagerWindow& w, int n, int c, Address x, Address out, uintptr_t mask, uintptr_t div_y, uintptr_t div_x) {
+        w.avg_pool(n, c, view(x), view(out), pointer<uint8_t>(mask), pointer<float>(div_y), pointer<float>(div_x));
+      }, Release())
+      .def("avg_pool_backward", [](const EagerWindow& w, int n, int c, Address gy, Address gx, uintptr_t mask, uintptr_t div_y, uintptr_t div_x) {
+        w.avg_pool_backward(n, c, view(gy), view(gx), pointer<uint8_t>(mask), pointer<float>(div_y), pointer<float>(div_x));
+      }, Release())
+      .def("channel_sum", [](const EagerWindow& w, int n, int c, int filters, Address x, uintptr_t weight, uintptr_t out) {
+        w.channel_sum(n, c, filters, view(x), pointer<float>(weight), pointer<float>(out));
+      }, Release())
+      .def("channel_sum_backward", [](const EagerWindow& w, int n, int c, int filters, uintptr_t gy, Address x, uintptr_t weight, Address gx,
+                                      uintptr_t gw) {
+        w.channel_sum_backward(n, c, filters, pointer<float>(gy), view(x), pointer<float>(weight), view(gx), pointer<float>(gw));
+      }, Release());
 }
 
 std::vector<std::string> usable_isas() {
@@ -162,4 +226,6 @@ NB_MODULE(_native, m) {
       })
       .def_prop_ro("fresh", [](const State& s) { return s.fresh; })
       .def_prop_ro("bytes", &State::bytes);
+
+  bind_eager(m);
 }
