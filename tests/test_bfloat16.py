@@ -245,6 +245,31 @@ def test_constants_and_torch_steps_meet_bfloat16() -> None:
         oracle.assert_law(got, dense(copy.deepcopy(model).to(BF16), frame.to(BF16)), dense(copy.deepcopy(model).double(), frame.double()))
 
 
+def test_parts_of_a_model_compute_in_bfloat16() -> None:
+    """What stands between the parts keeps the model's own type, and so do its outputs."""
+
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+            self.head = nn.Conv2d(8, 4, 3)
+            self.scale = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.head(self.trunk(x) + 0.25)
+            result: Tensor = self.scale(y.mean((2, 3)))
+            return result if float(y.amax()) < 1e6 else result * 0
+
+    model = Detector().eval()
+    stream = sl.stream(model, dtype=BF16)
+    for frame in video((1, 3, 16, 18), 3, 1):
+        got = stream(frame)
+        assert got.dtype == torch.float32
+        wanted = dense(model, frame)
+        assert 0 < oracle.error(got, wanted) < 0.02
+    assert {row["executor"] for row in stream.explain().rows if row["op"] == "conv2d"} == {"native"}
+
+
 def test_clones_share_weights_and_give_the_same_bits() -> None:
     stream = sl.stream(net(), 0.02, dtype=BF16)
     frames = video(SHAPE, 4, 3)

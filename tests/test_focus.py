@@ -17,6 +17,7 @@ import oracle
 import sightline as sl
 from areas import box, cut, masked
 from networks import RandomNetwork, video
+from random_cases import blocks_on_small_maps
 from sightline.errors import BackendError, CaptureError, DTypeError, FrameError, ShapeError
 from sightline.graph import rules
 from sightline.graph.capture import capture
@@ -61,8 +62,9 @@ def test_exact_equals_dense_inside(backend: Backend, opaque: bool) -> None:
 def test_exact_on_random_networks_and_areas(backend: Backend) -> None:
     for seed in range(200, 212):
         network = RandomNetwork(seed)
-        focused = sl.focus(network, torch.ones(1, 1), mode="exact", backend=backend.name)
-        needs = Needs(make_plan(capture(network, torch.zeros(network.shape))))
+        with blocks_on_small_maps(seed):
+            focused = sl.focus(network, torch.ones(1, 1), mode="exact", backend=backend.name, example=torch.zeros(network.shape))
+            needs = Needs(make_plan(capture(network, torch.zeros(network.shape))))
         generator = torch.Generator().manual_seed(seed)
         for index, frame in enumerate(video(network.shape, 3, seed)):
             n = network.shape[0] if index % 2 else 1
@@ -147,9 +149,10 @@ def _run_one(node: Node, inputs: list[Any]) -> Any:
 def test_zero_is_what_it_says_layer_by_layer(backend: Backend) -> None:
     for seed in range(300, 310):
         network = RandomNetwork(seed)
-        plan = make_plan(capture(network, torch.zeros(network.shape)))
         generator = torch.Generator().manual_seed(seed)
-        focused = sl.focus(network, torch.ones(1, 1), mode="zero", backend=backend.name)
+        with blocks_on_small_maps(seed):
+            plan = make_plan(capture(network, torch.zeros(network.shape)))
+            focused = sl.focus(network, torch.ones(1, 1), mode="zero", backend=backend.name, example=torch.zeros(network.shape))
         for index, frame in enumerate(video(network.shape, 4, seed)):
             mask = torch.rand((1, 4, 5), generator=generator) < (0.2, 1.0, 0.4, 0.1)[index]
             mask[0, 1, 1] = True

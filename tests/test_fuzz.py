@@ -9,6 +9,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import Tensor
 
 from network_features import features, wanted
 from networks import RandomNetwork
@@ -85,6 +86,32 @@ def test_a_threshold_that_is_not_kept_is_seen(monkeypatch: pytest.MonkeyPatch) -
         except AssertionError:
             seen += 1
     assert seen >= 4
+
+
+def test_a_wrong_weight_is_seen_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed weights of which one is off by a twentieth of the largest: five units in the last place."""
+    if kernels.native() is None:
+        pytest.skip(str(kernels.native_status()["reason"]))
+    from sightline.graph import lower as lowering
+
+    original = lowering._floats
+
+    def wrong(tensor: Tensor | None) -> Tensor | None:
+        value = original(tensor)
+        if value is None or value.dim() != 4:
+            return value
+        value = value.clone()
+        value.view(-1)[0] += 0.05 * value.abs().max() + 0.05
+        return value
+
+    monkeypatch.setattr(lowering, "_floats", wrong)
+    seen = 0
+    for seed in range(24):
+        try:
+            check_bfloat16(seed)
+        except AssertionError:
+            seen += 1
+    assert seen >= 6
 
 
 def test_the_generator_draws_everything() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from sightline.errors import CaptureError, ShapeError
 
@@ -43,15 +44,22 @@ class _Streamed(nn.Module):
         stream = self.streams[self._calls]
         self._calls += 1
         try:
-            return stream(x)
+            result = stream(x)
         except ShapeError:
             # A detector may resize its maps from frame to frame; start again at the new size.
             stream.reset()
-            return stream(x)
+            result = stream(x)
+        # A stream's outputs are in the type that it computes in; the code around this part counts on the model's own.
+        computed = stream._dtype  # same package
+        return result if computed in (None, x.dtype) else pytree.tree_map(lambda value: _in_type(value, computed, x.dtype), result)
 
     def named_streams(self) -> Iterator[tuple[str, Stream]]:
         for i, stream in enumerate(self.streams):
             yield (self.path if i == 0 else f"{self.path}:{i + 1}"), stream
+
+
+def _in_type(value: Any, computed: torch.dtype | None, wanted: torch.dtype) -> Any:
+    return value.to(wanted) if isinstance(value, torch.Tensor) and value.dtype == computed else value
 
 
 class PartialModel:

@@ -75,9 +75,9 @@ def stream(
             area the output is that of a stream without one, at every frame; outside it holds what was last computed there, or 0.
             Of the frame, only what the area needs is read. None: everywhere.
         backend: "auto" (native where it can, else torch), "native" or "torch".
-        dtype: element type to compute in, and of the outputs; default: the frame's. The native executor takes float32 and bfloat16
-            (maps and weights; sums are float32). bfloat16 halves the state and, where the CPU has instructions for it
-            (`sightline doctor`), the time; elsewhere it is emulated and slower than float32.
+        dtype: element type to compute in, and of the outputs (those of a model that is captured in parts keep their own); default: the
+            frame's. The native executor takes float32 and bfloat16 (maps and weights; sums are float32). bfloat16 halves the state
+            and, where the CPU has instructions for it (`sightline doctor`), the time; elsewhere it is emulated and slower than float32.
         example: a tensor like the frames to come; if given, the model is captured now and not at the first frame.
 
     Returns:

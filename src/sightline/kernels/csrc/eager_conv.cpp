@@ -119,7 +119,7 @@ void EagerWindow::conv(int n, View x, View out, const ConvShape& shape, const fl
       const Floats rows = floats((size_t)count * panels.ld);
       for (size_t i = 0; i < panels.all.size(); ++i) {
         const Panel& p = panels.all[i];
-        k_->conv(ConvTile{pointers.data(), (int64_t)p.group * in, count, ntaps, length, p.vectors, packed + p.weights,
+        k_->conv(ConvTile{reinterpret_cast<const Raw* const*>(pointers.data()), (int64_t)p.group * in, count, ntaps, length, p.vectors, packed + p.weights,
                           biases.get() + i * 4 * (size_t)k_->lanes, rows.get() + p.c0, (int)panels.ld});
       }
       write_rows(rows.get(), panels.ld, here, count, out, shape.cout);
@@ -218,7 +218,7 @@ void EagerWindow::grad_input(const Phase& phase, const std::vector<Site>& list, 
       for (int t = 0; t < taps; ++t) {
         for (int b = begin; b < end; ++b) {
           const Panel& p = panels.all[(size_t)b];
-          k_->conv(ConvTile{from.data(), (int64_t)p.group * out, count, 1, out, p.vectors, packed.get() + t * tap_size + p.weights,
+          k_->conv(ConvTile{reinterpret_cast<const Raw* const*>(from.data()), (int64_t)p.group * out, count, 1, out, p.vectors, packed.get() + t * tap_size + p.weights,
                             no_bias.get(), rows.get() + p.c0, (int)panels.ld});
         }
         for (int j = 0; j < count; ++j)
