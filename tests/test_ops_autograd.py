@@ -178,21 +178,65 @@ def test_one_graph_for_changing_masks() -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_focused_layer_is_one_graph() -> None:
-    torch._dynamo.reset()
-    layer = sl.nn.FocusedConv2d(3, 5, 3, stride=2, padding=1, area=torch.rand(4, 5) < 0.5)
-    from torch._dynamo.testing import CompileCounterWithBackend  # loads the compiler, which other tests do without
+class Asked:
+    """An area of interest, as a layer sees it."""
 
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+
+    def sites(self, h: int, w: int) -> sl.Sites:
+        return sl.Sites.from_mask(self.mask).resize(h, w)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("area", ["mask", "coarse mask", "object"])
+def test_a_focused_layer_is_one_graph_whose_area_may_change(area: str) -> None:
+    torch._dynamo.reset()
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    mask = torch.rand(*((2, 3) if area == "coarse mask" else (4, 5))) < 0.5
+    asked = Asked(mask)
+    layer = sl.nn.FocusedConv2d(3, 5, 3, stride=2, padding=1, area=asked if area == "object" else mask)
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, fullgraph=True, backend=counter)
     x = torch.randn(2, 3, 8, 10)
-    assert_bits_equal(compiled(x), layer(x))
-    assert layer.area_mask is not None
-    layer.area_mask.logical_not_()  # edited in place: the next call sees it
-    assert_bits_equal(compiled(x), layer(x))
+    for _ in range(3):
+        assert_bits_equal(compiled(x), layer(x))
+        if layer.area_mask is not None:
+            layer.area_mask.logical_not_()  # edited in place: the next call sees it
+        asked.mask = ~asked.mask
     assert counter.frame_count == 1
     torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_one_graph_for_changing_sizes() -> None:
+    torch._dynamo.reset()
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    weight = torch.randn(5, 3, 3, 3)
+
+    def run(x: Tensor, mask: Tensor) -> Tensor:
+        return ops.conv2d_at(x, weight, sites=mask, padding="same").relu()
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=counter)
+    for size in ((8, 10), (9, 12), (20, 7)):
+        x, mask = torch.randn(2, 3, *size, requires_grad=True), torch.rand(*size) < 0.5
+        y = compiled(x, mask)
+        assert_bits_equal(y, run(x, mask))
+        assert_bits_equal(torch.autograd.grad(y.sum(), x), torch.autograd.grad(run(x, mask).sum(), x))
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
+
+
+def test_a_stream_runs_a_model_with_them() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), sl.nn.FocusedConv2d(4, 5, 3, padding=1, area=torch.rand(8, 10) < 0.5)).eval()
+    stream = sl.stream(model)
+    for _ in range(3):
+        frame = torch.randn(1, 3, 8, 10)
+        with torch.no_grad():
+            torch.testing.assert_close(stream(frame), model(frame), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -87,8 +87,6 @@ class State:
     def bytes(self) -> int: ...
 
 class EagerWindow:
-    """Operators at listed sites; see sightline/ops/native.py."""
-
     def __init__(
         self, arg0: str, arg1: int, arg2: int, arg3: int, arg4: int, arg5: int, arg6: int, arg7: int, arg8: int, arg9: int, arg10: int, /
     ) -> None: ...

@@ -76,7 +76,7 @@ ConvShape conv_shape(const Channels& c) {
 
 void bind_eager(nb::module_& m) {
   using Release = nb::call_guard<nb::gil_scoped_release>;
-  nb::class_<EagerWindow>(m, "EagerWindow", "Operators at listed sites; see sightline/ops/native.py.")
+  nb::class_<EagerWindow>(m, "EagerWindow")
       .def("__init__", [](EagerWindow* self, const std::string& isa, int hin, int win, int hout, int wout, int kh, int kw, uintptr_t rows,
                           uintptr_t cols, int period_y, int period_x) {
         if (!cpu_has(isa)) throw std::invalid_argument("this CPU cannot run '" + isa + "'");
