@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,27 @@ def test_networks_quick(tmp_path: Path) -> None:
     assert {"eager", "onnxruntime", "uniform 1", "uniform 0.05", "exact box 5%", "static"} <= medians.keys()
     shares = {row["contestant"]: row["macs_share"] for row in result["cases"][0]["rows"] if "macs_share" in row}
     assert shares["uniform 1"] == 1 and shares["static"] == 0 and 0 < shares["uniform 0.05"] < shares["uniform 0.5"] < 1
+
+
+@pytest.mark.usefixtures("native")
+def test_roofline_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sightline import kernels
+
+    if not {"avx512", "avx2"} & set(kernels.native_status()["isas"]) or not (shutil.which("gcc") or shutil.which("clang")):
+        pytest.skip("the peak is measured in x86 assembly, which needs a C compiler")
+    result = quick("bench_roofline.py", tmp_path)
+    machine = result["cases"][-1]
+    assert machine["case"] == "machine" and machine["copy_gbytes"]["best"] > 0.1
+    layers = [row for case in result["cases"] for row in case["rows"] if "flops" in row]
+    assert {row["kind"] for row in layers} == {"1x1", "3x3", "depthwise", "linear"}
+    for row in layers:
+        bounds = [found["best"] for found in machine["peak_gflops"].values()]
+        bounds += [machine["copy_gbytes"]["best"] * row["flops"] / row["bytes"]]
+        assert any(row["bound"] == pytest.approx(bound) for bound in bounds) and row["gflops"] > 0
+        assert row["share"] == pytest.approx(row["gflops"] / row["bound"])
+    if importlib.util.find_spec("matplotlib"):  # an extra
+        load("draw_roofline", monkeypatch).draw(tmp_path / "result.json", tmp_path / "picture.png")
+        assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.usefixtures("native")
