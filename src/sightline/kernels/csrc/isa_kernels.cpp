@@ -60,6 +60,19 @@ SL_INLINE void store_tail(float* p, VF v, int n) {
 #endif
 }
 
+// Reads n values only: the lanes behind a map's last channel are the next pixel's, which another thread may be writing.
+SL_INLINE VF load_tail(const float* p, int n) {
+#if defined(__AVX512F__)
+  return (VF)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#elif defined(__AVX2__)
+  return (VF)_mm256_maskload_ps(p, tail_mask(n));
+#else
+  VF v = {};
+  for (int i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
 // Keeps lanes [0, n), zero elsewhere.
 SL_INLINE VF keep(VF v, int n) {
 #if defined(__AVX512F__)
@@ -215,14 +228,15 @@ SL_INLINE bool publish_one(const Publish& a, float limit, float* row, const floa
   VI differs = {};
   VF accum = set1(0.0f);
   auto step = [&](int i, bool tail, int n) __attribute__((always_inline)) {
+    auto there = [&](const float* p) __attribute__((always_inline)) { return tail ? load_tail(p, n) : load(p); };
     VF y = load(row + i);
-    if (residual && !a.residual_after_act) y = y + load(residual + i);
+    if (residual && !a.residual_after_act) y = y + there(residual + i);
     y = activate<ACT>(y, a.p0, a.p1, a.slope + i);
-    if (residual && a.residual_after_act) y = y + load(residual + i);
+    if (residual && a.residual_after_act) y = y + there(residual + i);
     if constexpr (MODE == kAlways) {
       if (tail) store_tail(held + i, y, n); else store(held + i, y);
     } else if constexpr (MODE == kExact) {
-      VF h = load(held + i);
+      VF h = there(held + i);
       VI d = y != h;
       if (tail) {
         differs |= (VI)keep((VF)d, n);
@@ -232,7 +246,7 @@ SL_INLINE bool publish_one(const Publish& a, float limit, float* row, const floa
         store(held + i, y);
       }
     } else {
-      VF d = y - load(held + i);
+      VF d = y - there(held + i);
       if (tail) d = keep(d, n);
       if constexpr (MODE == kWithinMax) accum = select((vabs(d) > accum) | (d != d), vabs(d), accum);
       else accum = accum + d * d;
@@ -317,14 +331,14 @@ SL_INLINE Clamp clamp_of(const Publish& p) {
 // Finishes one vector of a site's channels, n of which exist; tells which lanes changed.
 template <int MODE, bool RES>
 SL_INLINE VI publish_vector(VF y, const Clamp& clamp, const float* residual, float* held, int n) {
-  if constexpr (RES) y = y + load(residual);
+  if constexpr (RES) y = y + (n >= W ? load(residual) : load_tail(residual, n));
   y = vmin(clamp.high, vmax(clamp.low, y));
   VI differs = {};
-  if constexpr (MODE == kExact) differs = y != load(held);
   if (n >= W) {
+    if constexpr (MODE == kExact) differs = y != load(held);
     store(held, y);
   } else {
-    if constexpr (MODE == kExact) differs = (VI)keep((VF)differs, n);
+    if constexpr (MODE == kExact) differs = (VI)keep((VF)(y != load_tail(held, n)), n);
     store_tail(held, y, n);
   }
   return differs;
@@ -423,9 +437,9 @@ void conv_block_publish(const ConvTile& t, int at, const Publish& pub, const Cla
       if (n <= 0) continue;
       if constexpr (MODE == kWithin) {
         VF y = acc[p][v];
-        if constexpr (RES) y = y + load(residual[p] + v * W);
+        if constexpr (RES) y = y + (n < W ? load_tail(residual[p] + v * W, n) : load(residual[p] + v * W));
         y = vmin(clamp.high, vmax(clamp.low, y));
-        VF d = y - load(held[p] + v * W);
+        VF d = y - (n < W ? load_tail(held[p] + v * W, n) : load(held[p] + v * W));
         if (n < W) d = keep(d, n);
         distance += d * d;
         store(t.out + (int64_t)(at + p) * t.ldo + v * W, y);

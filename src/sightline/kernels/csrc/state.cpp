@@ -558,12 +558,10 @@ void State::run_elementwise(int step) {
       }
       return;
     }
-    // a row of its own for each broadcast operand, behind the chunk's rows
-    grow(w.taps, 1);
-    static thread_local std::vector<float> splat;
-    grow(splat, 2 * (size_t)ldr + 128);
+    grow(w.sums, 2 * (size_t)ldr + 128);  // a row of its own for each broadcast operand
+    float* splat = w.sums.data();
     for (int i = 0; i < n; ++i)
-      k.binary_pixel(s.op, operand(0, list[i], splat.data()), operand(1, list[i], splat.data() + ldr + 64), rows + (int64_t)i * ldr, tout.c);
+      k.binary_pixel(s.op, operand(0, list[i], splat), operand(1, list[i], splat + ldr + 64), rows + (int64_t)i * ldr, tout.c);
   });
 }
 
