@@ -51,6 +51,8 @@ export UBSAN_OPTIONS="print_stacktrace=1:${UBSAN_OPTIONS:-}"
 # torch and OpenMP synchronise in ways that an uninstrumented library cannot show.
 printf 'called_from_lib:%s\n' libtorch_cpu.so libtorch_python.so libgomp > "$build/tsan.supp"
 echo 'mutex:capsule_dealloc' >> "$build/tsan.supp" # at exit torch unlocks a mutex after its destructor
+# the C library frees a finished thread's storage in the thread that reuses its stack, under a lock that the runtime does not see
+echo 'race:_dl_deallocate_tls' >> "$build/tsan.supp"
 export TSAN_OPTIONS="halt_on_error=0:exitcode=66:suppressions=$build/tsan.supp:${TSAN_OPTIONS:-}"
 export PYTHONMALLOC=malloc PYTHONPATH="$site" OMP_NUM_THREADS=1
 

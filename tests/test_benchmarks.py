@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,27 @@ def test_bfloat16_quick(tmp_path: Path) -> None:
     case = quick("bench_bfloat16.py", tmp_path, "--peers", "eager")["cases"][0]
     assert {"eager", "uniform 1", "uniform 0.05", "exact box 5%", "static"} <= check_rows(case).keys()
     assert 1e-4 < case["relative_error"] < 0.1, "three digits are what bfloat16 has"
+
+
+@pytest.mark.usefixtures("native")
+def test_roofline_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sightline import kernels
+
+    if not {"avx512", "avx2"} & set(kernels.native_status()["isas"]) or not (shutil.which("gcc") or shutil.which("clang")):
+        pytest.skip("the peak is measured in x86 assembly, which needs a C compiler")
+    result = quick("bench_roofline.py", tmp_path)
+    machine = result["cases"][-1]
+    assert machine["case"] == "machine" and machine["copy_gbytes"]["best"] > 0.1
+    layers = [row for case in result["cases"] for row in case["rows"] if "flops" in row]
+    assert {row["kind"] for row in layers} == {"1x1", "3x3", "depthwise", "linear"}
+    for row in layers:
+        bounds = [found["best"] for found in machine["peak_gflops"].values()]
+        bounds += [machine["copy_gbytes"]["best"] * row["flops"] / row["bytes"]]
+        assert any(row["bound"] == pytest.approx(bound) for bound in bounds) and row["gflops"] > 0
+        assert row["share"] == pytest.approx(row["gflops"] / row["bound"])
+    if importlib.util.find_spec("matplotlib"):  # an extra
+        load("draw_roofline", monkeypatch).draw(tmp_path / "result.json", tmp_path / "picture.png")
+        assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.usefixtures("native")

@@ -75,6 +75,19 @@ SL_INLINE void store_tail(float* p, VF v, int n) {
 #endif
 }
 
+// Reads n values only: the lanes behind a map's last channel are the next pixel's, which another thread may be writing.
+SL_INLINE VF load_tail(const float* p, int n) {
+#if defined(__AVX512F__)
+  return (VF)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+#elif defined(__AVX2__)
+  return (VF)_mm256_maskload_ps(p, tail_mask(n));
+#else
+  VF v = {};
+  for (int i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
 // Keeps lanes [0, n), zero elsewhere.
 SL_INLINE VF keep(VF v, int n) {
 #if defined(__AVX512F__)
@@ -131,13 +144,25 @@ SL_INLINE void store_tail(uint16_t* p, VF v, int n) {
   for (int i = 0; i < n; ++i) p[i] = h[i];
 #endif
 }
+SL_INLINE VH load_half_tail(const uint16_t* p, int n) {
+#if defined(__AVX512F__)
+  return (VH)_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p);
+#else
+  VH h = {};
+  for (int i = 0; i < n; ++i) h[i] = p[i];
+  return h;
+#endif
+}
+SL_INLINE VF load_tail(const uint16_t* p, int n) { return widen(load_half_tail(p, n)); }
 SL_INLINE VF as_held(VF y) { return widen(narrow(y)); }
 // Compared as bits: no need to widen.
 SL_INLINE VD differing(VF y, const uint16_t* held) { return (VD)(narrow(y) != load_half(held)); }
+SL_INLINE VD differing_tail(VF y, const uint16_t* held, int n) { return keep_lanes((VD)(narrow(y) != load_half_tail(held, n)), n); }
 #else
 SL_INLINE float widen(float x) { return x; }
 SL_INLINE VF as_held(VF y) { return y; }
 SL_INLINE VD differing(VF y, const float* held) { return y != load(held); }
+SL_INLINE VD differing_tail(VF y, const float* held, int n) { return keep_lanes((VD)(y != load_tail(held, n)), n); }
 #endif
 
 SL_INLINE VF select(VI mask, VF a, VF b) { return mask ? a : b; }
@@ -292,16 +317,17 @@ SL_INLINE bool publish_one(const Publish& a, float limit, float* row, const E* r
   VD differs = {};
   VF accum = set1(0.0f);
   auto step = [&](int i, bool tail, int n) __attribute__((always_inline)) {
+    auto there = [&](const E* p) __attribute__((always_inline)) { return tail ? load_tail(p, n) : load(p); };
     VF y = load(row + i);
-    if (residual && !a.residual_after_act) y = y + load(residual + i);
+    if (residual && !a.residual_after_act) y = y + there(residual + i);
     y = activate<ACT>(y, a.p0, a.p1, a.slope + i);
-    if (residual && a.residual_after_act) y = y + load(residual + i);
+    if (residual && a.residual_after_act) y = y + there(residual + i);
     if constexpr (MODE == kAlways) {
       if (tail) store_tail(held + i, y, n); else store(held + i, y);
     } else if constexpr (MODE == kExact) {
-      VD d = differing(y, held + i);
+      VD d = tail ? differing_tail(y, held + i, n) : differing(y, held + i);
       if (tail) {
-        differs |= keep_lanes(d, n);
+        differs |= d;
         store_tail(held + i, y, n);
       } else {
         differs |= d;
@@ -309,7 +335,7 @@ SL_INLINE bool publish_one(const Publish& a, float limit, float* row, const E* r
       }
     } else {
       y = as_held(y);
-      VF d = y - load(held + i);
+      VF d = y - there(held + i);
       if (tail) d = keep(d, n);
       if constexpr (MODE == kWithinMax) accum = select((vabs(d) > accum) | (d != d), vabs(d), accum);
       else accum = accum + d * d;
@@ -395,14 +421,14 @@ SL_INLINE Clamp clamp_of(const Publish& p) {
 // Finishes one vector of a site's channels, n of which exist; tells which lanes changed.
 template <int MODE, bool RES>
 SL_INLINE VD publish_vector(VF y, const Clamp& clamp, const E* residual, E* held, int n) {
-  if constexpr (RES) y = y + load(residual);
+  if constexpr (RES) y = y + (n >= W ? load(residual) : load_tail(residual, n));
   y = vmin(clamp.high, vmax(clamp.low, y));
   VD differs = {};
-  if constexpr (MODE == kExact) differs = differing(y, held);
   if (n >= W) {
+    if constexpr (MODE == kExact) differs = differing(y, held);
     store(held, y);
   } else {
-    if constexpr (MODE == kExact) differs = keep_lanes(differs, n);
+    if constexpr (MODE == kExact) differs = differing_tail(y, held, n);
     store_tail(held, y, n);
   }
   return differs;
@@ -558,9 +584,9 @@ void conv_block_publish(const ConvTile& t, int at, const Publish& pub, const Cla
       if (n <= 0) continue;
       if constexpr (MODE == kWithin) {
         VF y = acc[p][v];
-        if constexpr (RES) y = y + load(residual[p] + v * W);
+        if constexpr (RES) y = y + (n < W ? load_tail(residual[p] + v * W, n) : load(residual[p] + v * W));
         y = as_held(vmin(clamp.high, vmax(clamp.low, y)));
-        VF d = y - load(held[p] + v * W);
+        VF d = y - (n < W ? load_tail(held[p] + v * W, n) : load(held[p] + v * W));
         if (n < W) d = keep(d, n);
         distance += d * d;
         store(t.out + (int64_t)(at + p) * t.ldo + v * W, y);

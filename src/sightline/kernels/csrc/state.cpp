@@ -662,11 +662,8 @@ void State::run_elementwise(int step) {
       }
       return;
     }
-    // a row of its own for each broadcast operand, behind the chunk's rows
-    grow(w.taps, 1);
-    static thread_local std::vector<float> splat;
-    grow(splat, 2 * (size_t)ldr + 128);
-    Raw *first = reinterpret_cast<Raw*>(splat.data()), *second = reinterpret_cast<Raw*>(splat.data() + ldr + 64);
+    grow(w.sums, 2 * (size_t)ldr + 128);  // a row of its own for each broadcast operand
+    Raw *first = reinterpret_cast<Raw*>(w.sums.data()), *second = reinterpret_cast<Raw*>(w.sums.data() + ldr + 64);
     for (int i = 0; i < n; ++i)
       k.binary_pixel(s.op, operand(0, list[i], first), operand(1, list[i], second), rows + (int64_t)i * ldr, tout.c);
   });
