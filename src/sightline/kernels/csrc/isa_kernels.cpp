@@ -158,9 +158,15 @@ SL_INLINE VF as_held(VF y) { return widen(narrow(y)); }
 // Compared as bits: no need to widen.
 SL_INLINE VD differing(VF y, const uint16_t* held) { return (VD)(narrow(y) != load_half(held)); }
 SL_INLINE VD differing_tail(VF y, const uint16_t* held, int n) { return keep_lanes((VD)(narrow(y) != load_half_tail(held, n)), n); }
+SL_INLINE VI unequal(const uint16_t* a, const uint16_t* b) { return __builtin_convertvector(load_half(a) != load_half(b), VI); }
+SL_INLINE VI unequal_tail(const uint16_t* a, const uint16_t* b, int n) {
+  return __builtin_convertvector(load_half_tail(a, n) != load_half_tail(b, n), VI);
+}
 #else
 SL_INLINE float widen(float x) { return x; }
 SL_INLINE VF as_held(VF y) { return y; }
+SL_INLINE VI unequal(const float* a, const float* b) { return load(a) != load(b); }
+SL_INLINE VI unequal_tail(const float* a, const float* b, int n) { return load_tail(a, n) != load_tail(b, n); }
 SL_INLINE VD differing(VF y, const float* held) { return y != load(held); }
 SL_INLINE VD differing_tail(VF y, const float* held, int n) { return keep_lanes((VD)(y != load_tail(held, n)), n); }
 #endif
@@ -880,36 +886,33 @@ void diff_row(const Raw* frame, int64_t fp, const Raw* held, int64_t hp, int c, 
     std::memset(out, 1, (size_t)w);
     return;
   }
-  if (mode == kExact) {
-    std::memset(out, 0, (size_t)w);
-    for (int k = 0; k < c; ++k) {
-      const E *a = elements(frame) + k * fp, *b = elements(held) + k * hp;
-      for (int x = 0; x < w; ++x) out[x] |= (uint8_t)(a[x] != b[x]);
-    }
-    return;
-  }
-  constexpr int kBlock = 256;
-  float acc[kBlock];
+  const E *a = elements(frame), *b = elements(held);
   const float limit = norm == kMax ? threshold : norm == kRms ? threshold * threshold * (float)c : threshold * threshold;
-  for (int x0 = 0; x0 < w; x0 += kBlock) {
-    const int n = w - x0 < kBlock ? w - x0 : kBlock;
-    for (int x = 0; x < n; ++x) acc[x] = 0;
+  const bool exact = mode == kExact, largest = norm == kMax;
+  // W pixels at a time; `n` of them exist.
+  auto pixels = [&](int x, auto get, auto differ) __attribute__((always_inline)) {
+    VI changed = {};
+    VF size = set1(0.0f);
     for (int k = 0; k < c; ++k) {
-      const E *a = elements(frame) + k * fp + x0, *b = elements(held) + k * hp + x0;
-      if (norm == kMax) {
-        for (int x = 0; x < n; ++x) {
-          const float d = std::fabs(widen(a[x]) - widen(b[x]));
-          acc[x] = acc[x] >= d ? acc[x] : d;
-        }
-      } else {
-        for (int x = 0; x < n; ++x) {
-          const float d = widen(a[x]) - widen(b[x]);
-          acc[x] += d * d;
-        }
+      if (exact) {
+        changed |= differ(a + k * fp + x, b + k * hp + x);
+        continue;
       }
+      const VF d = get(a + k * fp + x) - get(b + k * hp + x);
+      size = largest ? select((vabs(d) > size) | (d != d), vabs(d), size) : size + d * d;
     }
-    for (int x = 0; x < n; ++x) out[x0 + x] = (uint8_t)!(acc[x] <= limit);
-  }
+    return exact ? changed : ~(size <= limit);
+  };
+  typedef uint8_t VB __attribute__((vector_size(W)));
+  typedef VB VBU __attribute__((aligned(1), may_alias));
+  auto bytes = [](VI flags) __attribute__((always_inline)) { return __builtin_convertvector(flags, VB) & 1; };
+  int x = 0;
+  for (; x + W <= w; x += W)
+    *reinterpret_cast<VBU*>(out + x) = bytes(pixels(x, [](const E* p) { return load(p); }, [](const E* p, const E* q) { return unequal(p, q); }));
+  if (x == w) return;
+  const int n = w - x;
+  const VB last = bytes(pixels(x, [n](const E* p) { return load_tail(p, n); }, [n](const E* p, const E* q) { return unequal_tail(p, q, n); }));
+  for (int i = 0; i < n; ++i) out[x + i] = last[i];
 }
 
 // Copies planar pixels [from, to) to the held planes and, interleaved, to the map; C > 0 fixes the number of channels.

@@ -6,6 +6,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "isa.h"
@@ -32,6 +33,18 @@ struct Axis {
   int stride = 1, dilation = 1, start = 0;
   void classify();
 };
+
+// A list of sites whose memory is not cleared when it grows: it is as long as a map before it is filled.
+template <class T>
+struct Uncleared : std::allocator<T> {
+  template <class U>
+  struct rebind { using other = Uncleared<U>; };
+  template <class U>
+  void construct(U* p) noexcept { ::new (static_cast<void*>(p)) U; }
+  template <class U, class... Args>
+  void construct(U* p, Args&&... args) { ::new (static_cast<void*>(p)) U(std::forward<Args>(args)...); }
+};
+using SiteList = std::vector<Site, Uncleared<Site>>;
 
 struct Tensor {
   int storage = -1;
@@ -204,7 +217,7 @@ class State {
     // of blocks
     Aligned ring, middle;
     std::vector<int> ring_row;
-    std::vector<Site> list, expand_list, places;
+    SiteList list, expand_list, places;
     float* row_space(size_t floats);
   };
   struct Block;
@@ -225,7 +238,7 @@ class State {
   template <class F>
   void for_chunks(int step, int64_t work_per_site, F&& compute);
   void run_conv(int step);
-  void conv_group(const Step& s, int phase, bool merged, const std::vector<Site>& list, const Publish& pub, int step);
+  void conv_group(const Step& s, int phase, bool merged, const SiteList& list, const Publish& pub, int step);
   void conv_pixels(const Step& s, const Phase& p, bool merged, const ConvTile& shape, const Site* list, int count, const Publish& pub,
                    int step, Scratch& w);
   void fill_taps(const Step& s, int phase, bool merged, const Site* list, int n, const Raw** taps) const;
@@ -245,8 +258,8 @@ class State {
   Scratch& scratch(int worker);
 
   std::vector<std::unique_ptr<Scratch>> scratch_;
-  std::vector<Site> list_;
-  std::vector<std::vector<Site>> categories_;
+  SiteList list_;
+  std::vector<SiteList> categories_;
   std::vector<uint8_t> row_tmp_, row_in_, row_or_, row_or_any_;
   std::vector<Aligned> row_sums_;   // per step, for means
   std::vector<uint8_t> resum_;      // images of the mean being run, any row of which may have changed unseen

@@ -479,7 +479,7 @@ void State::conv_pixels(const Step& s, const Phase& p, bool merged, const ConvTi
   mark_changed(step, list, count, w.flags.data());
 }
 
-void State::conv_group(const Step& s, int phase, bool merged, const std::vector<Site>& list, const Publish& pub, int step) {
+void State::conv_group(const Step& s, int phase, bool merged, const SiteList& list, const Publish& pub, int step) {
   const Kernels& k = *program->k;
   const Phase& p = s.phases[(size_t)phase];
   const int n = (int)list.size();
@@ -804,7 +804,7 @@ bool State::begin(const Frame& f) {
       if (need && !need->row_any[(size_t)r]) continue;
       const Raw* x = rows_in(r, worker);
       const Raw* held = rows_held(r);
-      if (mode == kExact) {  // most rows of a still frame are equal: find out at the speed of memory
+      if (mode != kAlways) {  // most rows of a still frame are equal: find out at the speed of memory
         bool same = true;
         for (int c = 0; c < t.c && same; ++c) same = k.equal(x + c * frame_plane * element, held + c * plane * element, t.w);
         if (same) continue;

@@ -12,8 +12,8 @@ constexpr double kBusy = 0.7;                     // share of a map from which a
 constexpr uint8_t kLookAgain = 8;                 // frames for which a busy step publishes without comparing
 constexpr int64_t kSerialWork = 200 * 1000;       // multiply-accumulates below which threads do not pay
 
-template <class T>
-static inline void grow(std::vector<T>& v, size_t n) {
+template <class T, class A>
+static inline void grow(std::vector<T, A>& v, size_t n) {
   if (v.size() < n) v.resize(n);
 }
 static inline void grow(Aligned& a, size_t floats) {
