@@ -2,6 +2,7 @@
 #pragma once
 #include <algorithm>
 
+#include "pool.h"
 #include "program.h"
 
 namespace sightline {
@@ -20,5 +21,35 @@ static inline void grow(Aligned& a, size_t floats) {
   if (a.size < floats) a = Aligned(floats);
 }
 static inline void mark(uint8_t& flag) { __atomic_store_n(&flag, (uint8_t)1, __ATOMIC_RELAXED); }
+
+// Splits list_ into chunks and gives each to body(sites, count, scratch).
+template <class F>
+void State::split_list(int chunk, int64_t work_per_site, F&& body) {
+  const int n = (int)list_.size(), items = (n + chunk - 1) / chunk;
+  auto part = [&](int i, int worker) {
+    const int from = i * chunk;
+    body(list_.data() + from, std::min(chunk, n - from), scratch(worker));
+  };
+  if (work_per_site * n < kSerialWork)
+    for (int i = 0; i < items; ++i) part(i, 0);
+  else
+    Pool::instance().run(items, part);
+}
+
+// compute(sites, count, rows, ldr, scratch) fills one row of channels per site; publishing is done here.
+template <class F>
+void State::for_chunks(int step, int64_t work_per_site, F&& compute) {
+  const Tensor& t = program->tensors[(size_t)program->steps[(size_t)step].out];
+  const Publish pub = publisher(step);
+  const int ldr = (t.c + 15) / 16 * 16;
+  const int chunk = std::clamp(32768 / ldr, 8, 64);
+  split_list(chunk, work_per_site, [&](const Site* list, int count, Scratch& s) {
+    float* rows = s.row_space((size_t)chunk * ldr + 64);
+    grow(s.flags, (size_t)chunk);
+    compute(list, count, rows, ldr, s);
+    finish(step, pub, rows, ldr, list, count, s.flags.data());
+  });
+  note_density(step, pub);
+}
 
 }  // namespace sightline

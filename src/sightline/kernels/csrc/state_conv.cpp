@@ -1,0 +1,196 @@
+// Convolutions: taps, panels, and how the work is cut for threads.
+#include <algorithm>
+#include <cstring>
+
+#include "pool.h"
+#include "state_parts.h"
+
+namespace sightline {
+
+void State::fill_taps(const Step& s, int phase, bool merged, const Site* list, int n, const Raw** taps) const {
+  const Link& l = s.links[0];
+  const Tensor &tin = program->tensors[(size_t)l.tensor], &tout = program->tensors[(size_t)s.out];
+  const Raw* base = at(l.tensor);
+  const int64_t ld = (int64_t)tin.ld * program->k->element;  // bytes from pixel to pixel
+  if (l.how == Reads::kSame) {
+    for (int i = 0; i < n; ++i) taps[i] = base + (int64_t)list[i].index * ld;
+    return;
+  }
+  const Axis &ay = program->axes[(size_t)l.rows], &ax = program->axes[(size_t)l.cols];
+  const Phase& p = s.phases[(size_t)phase];
+  const int per_image = tout.h * tout.w;
+  const int ny = (int)p.ky.size(), nx = (int)p.kx.size();
+  const Raw* zero = reinterpret_cast<const Raw*>(zeros_.data);
+  for (int i = 0; i < n; ++i) {
+    const Site at = list[i];
+    const Raw* image = tin.n == 1 ? base : base + (int64_t)(at.index / per_image) * tin.h * tin.w * ld;
+    const int32_t* rows = ay.index.data() + (size_t)at.y * ay.taps;
+    const int32_t* cols = ax.index.data() + (size_t)at.x * ax.taps;
+    for (int j = 0; j < ny; ++j) {
+      const int r = rows[p.ky[(size_t)j]];
+      const Raw* line = image + (int64_t)r * tin.w * ld;
+      if (merged) {
+        *taps++ = r < 0 ? zero : line + cols[0] * ld;
+      } else {
+        for (int m = 0; m < nx; ++m) {
+          const int c = cols[p.kx[(size_t)m]];
+          *taps++ = (r < 0 || c < 0) ? zero : line + c * ld;
+        }
+      }
+    }
+  }
+}
+
+// All panels of a convolution over pixels whose taps lie in shape.taps; published.
+void State::conv_pixels(const Step& s, const Phase& p, bool merged, const ConvTile& shape, const Site* list, int count, const Publish& pub,
+                        int step, Scratch& w) {
+  const Kernels& k = *program->k;
+  const bool in_registers = finishes_in_registers(pub), keeps_rows = !publishes_at_once(pub);
+  const int panels = (int)p.panels.size();
+  float* rows = keeps_rows ? w.row_space((size_t)count * s.ldo + 64) : nullptr;
+  grow(w.flags, (size_t)count);
+  grow(w.sums, (size_t)count * panels);
+  std::memset(w.flags.data(), 0, (size_t)count);
+  ConvTile t = shape;
+  t.ldo = s.ldo;
+  for (int i = 0; i < panels; ++i) {
+    const Panel& panel = p.panels[(size_t)i];
+    t.shift = panel.shift;
+    t.vectors = panel.vectors;
+    t.weights = s.weights.data + (merged ? panel.merged : panel.weights);
+    t.bias = s.bias.data + panel.bias;
+    t.c0 = panel.c0;
+    t.valid = panel.valid;
+    for (int c = 0; c < count; c += kChunk) {
+      t.taps = shape.taps + (size_t)c * shape.ntaps;
+      t.pixels = std::min(kChunk, count - c);
+      t.out = rows ? rows + (size_t)c * s.ldo + panel.c0 : nullptr;
+      t.sums = w.sums.data() + (size_t)i * count + c;
+      if (in_registers) k.conv_publish(t, pub, list + c, w.flags.data() + c);
+      else k.conv(t);
+    }
+  }
+  if (!in_registers) return finish(step, pub, rows, s.ldo, list, count, w.flags.data());
+  if (keeps_rows) k.commit(pub, rows, s.ldo, w.sums.data(), count, panels, list, count, w.flags.data());
+  mark_changed(step, list, count, w.flags.data());
+}
+
+void State::conv_group(const Step& s, int phase, bool merged, const SiteList& list, const Publish& pub, int step) {
+  const Kernels& k = *program->k;
+  const Phase& p = s.phases[(size_t)phase];
+  const int n = (int)list.size();
+  const int ntaps = (int)(merged ? p.ky.size() : p.ky.size() * p.kx.size());
+  const int run = merged ? s.kw * s.cin : s.cin;
+  const int64_t depth = (int64_t)ntaps * run;
+  const int panels = (int)p.panels.size();
+  const int threads = Pool::instance().threads();
+  const bool parallel = threads > 1 && depth * s.ldo * n >= kSerialWork;
+  int block = kChunk;
+  if (depth * s.ldo * k.element > kSmallWeights) block = std::clamp((1 << 18) / s.ldo, kChunk, 2048);
+  block = std::min(block, std::max(kChunk, 16384 / std::max(ntaps, 1)));
+  bool by_panel = false;
+  if (parallel && n < block * 2 * threads) {
+    if (n >= 64 * threads) block = std::max(32, (n + 2 * threads - 1) / (2 * threads));
+    else if (panels >= threads && !s.panels_overlap) by_panel = true;
+    else block = std::max(6, (n + threads - 1) / threads);
+  }
+  auto tile = [&](const Panel& panel, const Raw* const* taps, int pixels, float* out, float* sums) {
+    return ConvTile{taps, panel.shift, pixels, ntaps, run, panel.vectors, s.weights.data + (merged ? panel.merged : panel.weights), s.bias.data + panel.bias,
+                    out ? out + panel.c0 : nullptr, s.ldo, sums, panel.c0, panel.valid};
+  };
+  const bool in_registers = finishes_in_registers(pub), keeps_rows = !publishes_at_once(pub);
+  if (by_panel) {
+    grow(big_taps_, (size_t)n * ntaps + 1);
+    grow(big_flags_, (size_t)n);
+    fill_taps(s, phase, merged, list.data(), n, big_taps_.data());
+    if (keeps_rows) grow(big_rows_, (size_t)n * s.ldo + 64);
+    grow(big_sums_, (size_t)n * panels);
+    std::memset(big_flags_.data(), 0, (size_t)n);
+    Pool::instance().run(panels, [&](int i, int) {
+      const ConvTile t = tile(p.panels[(size_t)i], big_taps_.data(), n, big_rows_.data, big_sums_.data() + (size_t)i * n);
+      if (in_registers) k.conv_publish(t, pub, list.data(), big_flags_.data());
+      else k.conv(t);
+    });
+    if (!in_registers) return finish(step, pub, big_rows_.data, s.ldo, list.data(), n, big_flags_.data());
+    if (keeps_rows) k.commit(pub, big_rows_.data, s.ldo, big_sums_.data(), n, panels, list.data(), n, big_flags_.data());
+    return mark_changed(step, list.data(), n, big_flags_.data());
+  }
+  const int blocks = (n + block - 1) / block;
+  const int even = (n + blocks - 1) / blocks;
+  auto body = [&](int b, int worker) {
+    Scratch& w = scratch(worker);
+    const int from = b * even, count = std::min(even, n - from);
+    if (count <= 0) return;
+    grow(w.taps, (size_t)even * ntaps + 1);
+    grow(w.flags, (size_t)even);
+    fill_taps(s, phase, merged, list.data() + from, count, w.taps.data());
+    conv_pixels(s, p, merged, tile(p.panels[0], w.taps.data(), count, nullptr, nullptr), list.data() + from, count, pub, step, w);
+  };
+  if (parallel) Pool::instance().run(blocks, body);
+  else
+    for (int b = 0; b < blocks; ++b) body(b, 0);
+}
+
+void State::run_conv(int step) {
+  const Step& s = program->steps[(size_t)step];
+  list_categories(step);
+  const Publish pub = publisher(step);
+  const size_t count = s.merged_rows ? 2 : s.phases.size();
+  for (size_t i = 0; i < count; ++i)
+    if (!categories_[i].empty()) conv_group(s, s.merged_rows ? 0 : (int)i, s.merged_rows && i == 1, categories_[i], pub, step);
+  note_density(step, pub);
+}
+
+void State::run_depthwise(int step) {
+  const Step& s = program->steps[(size_t)step];
+  list_sites(step);
+  const Link& l = s.links[0];
+  const Tensor &tin = program->tensors[(size_t)l.tensor], &tout = program->tensors[(size_t)s.out];
+  const Axis &ay = program->axes[(size_t)l.rows], &ax = program->axes[(size_t)l.cols];
+  const Raw* base = at(l.tensor);
+  const Raw* zero = reinterpret_cast<const Raw*>(zeros_.data);
+  const Kernels& k = *program->k;
+  const int64_t ld = (int64_t)tin.ld * k.element;  // bytes from pixel to pixel
+  const Publish pub = publisher(step);
+  const bool at_once = publishes_at_once(pub);
+  constexpr int kLongest = 16;  // so that zero_elements covers a run of padding rows
+  const int ldr = (tout.c + 15) / 16 * 16;
+  const int chunk = std::clamp(32768 / ldr, 8, 64);
+  split_list(chunk, (int64_t)s.kh * s.kw * tout.c, [&](const Site* list, int n, Scratch& w) {
+    float* rows = w.row_space((size_t)chunk * ldr + 64);
+    grow(w.flags, (size_t)chunk);
+    grow(w.taps, (size_t)s.kh * s.kw);
+    const Raw** taps = w.taps.data();
+    for (int i = 0; i < n;) {
+      const Site at = list[i];
+      const Raw* image = tin.n == 1 ? base : base + (int64_t)(at.index / (tout.h * tout.w)) * tin.h * tin.w * ld;
+      const int32_t* ry = ay.index.data() + (size_t)at.y * ay.taps;
+      const int32_t* cx = ax.index.data() + (size_t)at.x * ax.taps;
+      float* row = rows + (int64_t)i * ldr;
+      if (at.x >= s.inner_x0 && at.x < s.inner_x1) {
+        int count = 1;
+        while (count < kLongest && i + count < n && list[i + count].index == at.index + count && at.x + count < s.inner_x1 &&
+               list[i + count].y == at.y)
+          ++count;
+        for (int j = 0; j < s.kh; ++j) taps[j] = ry[j] < 0 ? zero : image + ((int64_t)ry[j] * tin.w + cx[0]) * ld;
+        const DepthwiseRun run{taps, count, tin.ld, ax.stride, s.weights.data, s.cpad, s.bias.data, row, ldr, tout.c};
+        if (at_once ? k.depthwise_publish(s.kh, s.kw, run, pub, at.index, w.flags.data() + i) : k.depthwise_run(s.kh, s.kw, run)) {
+          i += count;
+          continue;
+        }
+      }
+      int t = 0;
+      for (int j = 0; j < s.kh; ++j)
+        for (int m = 0; m < s.kw; ++m)
+          taps[t++] = (ry[j] < 0 || cx[m] < 0) ? zero : image + ((int64_t)ry[j] * tin.w + cx[m]) * ld;
+      k.depthwise_pixel(taps, t, s.weights.data, s.cpad, s.bias.data, row, tout.c);
+      if (at_once) k.publish(pub, row, ldr, list + i, 1, w.flags.data() + i);
+      ++i;
+    }
+    if (at_once) mark_changed(step, list, n, w.flags.data());
+    else finish(step, pub, rows, ldr, list, n, w.flags.data());
+  });
+  note_density(step, pub);
+}
+
+}  // namespace sightline
