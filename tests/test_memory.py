@@ -67,6 +67,7 @@ def test_memory_names_every_map_with_its_exact_size() -> None:
     table = dict(stream.memory()["tensors"])
     assert stream.memory()["total"] == sum(table.values())
     table.pop("masks and scratch")
+    assert table.pop("returned outputs") == sum(outputs.nbytes for outputs in executor._outputs.values()) > 0
     own = [storage for index, storage in enumerate(executor._storages) if index not in executor._lowered.constants]
     assert sorted(table.values()) == sorted(storage.nbytes for storage in own)
     slack = 64 * 4 * len(own)  # floats that vector loads may read behind the last pixel

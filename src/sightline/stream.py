@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from sightline.area import AreaOfInterest
-from sightline.errors import BackendError, CaptureError, DeviceError, DTypeError, FrameError, ShapeError
+from sightline.errors import CaptureError, DeviceError, DTypeError, FrameError, ShapeError
 from sightline.explain import Explanation
 from sightline.graph import native
 from sightline.graph.executor import Executor
@@ -235,13 +235,14 @@ class Stream:
         assert self._plan is not None
         assert self._executor is not None
         graph = self._plan.graph
-        values = [_own(self._output(self._executor, node)) for node in graph.outputs]
+        values = [self._output(self._executor, node) for node in graph.outputs]
         return values[0] if graph.output_tree is None else pytree.tree_unflatten(values, graph.output_tree)
 
     def _output(self, executor: Executor, node: Node) -> object:
-        value, shown = executor.value(node), self._shown.get(node)
-        if shown is None or (value is not None and bool(shown.all())):
-            return value
+        shown = self._shown.get(node)
+        if shown is None or bool(shown.all()):
+            return executor.copy_out(node)
+        value = executor.value(node)
         if not isinstance(value, torch.Tensor):
             return torch.zeros(node.shape or (), dtype=node.dtype, device=shown.device)
         return torch.where(shown.reshape(over(shown, value)), value, torch.zeros((), dtype=value.dtype, device=value.device))
@@ -303,7 +304,7 @@ class Stream:
                 self._partial = PartialModel(self._model, frame, self._part, error)
                 self._signature = self._signature_of_plan = signature
                 return
-            self._lowered = self._lower(plan)
+            self._lowered = native.lowered_for(plan, self._backend, self._dtype)
             _copy_weights(plan.steps if self._lowered is None else self._lowered.reasons)
             self._plan, self._signature_of_plan, self._partial = plan, signature, None
         if self._partial is not None:
@@ -360,14 +361,6 @@ class Stream:
             self.thresholds._fix()
             self._seen_version = -1
         return outputs
-
-    def _lower(self, plan: Plan) -> Lowered | None:
-        if self._backend == "torch":
-            return None
-        reason = native.why_not(plan, self._dtype)
-        if reason and self._backend == "native":
-            raise BackendError(f"backend='native' cannot run this model: {reason}. Use backend='auto' or 'torch'.")
-        return None if reason else native.lower_natively(plan, self._dtype)
 
     def _name(self) -> str:
         return getattr(self._model, "name", None) or type(self._model).__name__
@@ -525,10 +518,6 @@ def _copy_weights(steps: Iterable[Step]) -> None:
                 if id(value) not in copies:
                     copies[id(value)] = value.detach().clone()
                 node.attrs[key] = copies[id(value)]
-
-
-def _own(value: object) -> object:
-    return value.clone(memory_format=torch.contiguous_format) if isinstance(value, torch.Tensor) else value
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from sightline.area import AreaOfInterest
-from sightline.errors import BackendError, DTypeError, FrameError, ShapeError
+from sightline.errors import DTypeError, FrameError, ShapeError
 from sightline.focus.explain import FocusExplanation
 from sightline.graph import native
 from sightline.graph.executor import Executor
@@ -249,7 +249,9 @@ class Focused(nn.Module):
                 beyond = running.previous.get(node) if self.outside == "hold" else None
                 zero = torch.zeros((), dtype=value.dtype, device=value.device)
                 value = torch.where(inside.reshape(over(inside, value)), value, zero if beyond is None else beyond)
-            values.append(value.clone(memory_format=torch.contiguous_format))
+                values.append(value.contiguous())
+            else:
+                values.append(running.executor.copy_out(node))
             if self.outside == "hold":
                 running.previous[node] = values[-1].clone()
         return self._packed(running, values)
@@ -283,12 +285,8 @@ class Focused(nn.Module):
         return make_plan(graph_of(self.model, frame))
 
     def _executor(self, plan: Plan) -> Executor:
-        reason = "" if self.backend == "torch" else native.why_not(plan)
-        if reason and self.backend == "native":
-            raise BackendError(f"backend='native' cannot run this model: {reason}. Use backend='auto' or 'torch'.")
-        if reason or self.backend == "torch":
-            return TorchExecutor(plan, "rms", None)
-        return native.NativeExecutor(native.lower_natively(plan), "rms", None)
+        lowered = native.lowered_for(plan, self.backend)
+        return TorchExecutor(plan, "rms", None) if lowered is None else native.NativeExecutor(lowered, "rms", None)
 
     # -- what it does ------------------------------------------------------------------------------------------------------------
 

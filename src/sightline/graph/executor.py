@@ -50,6 +50,11 @@ class Executor(ABC):
         parts = [part for part in self.plan.steps if part.inside is step and not self.holds(part)]
         return [node for part in [*parts, step] for node in part.nodes]
 
+    def copy_out(self, node: Node) -> object:
+        """The held value of a node as the user gets it: a contiguous tensor that nobody else writes to."""
+        value = self.value(node)
+        return value.clone(memory_format=torch.contiguous_format) if isinstance(value, torch.Tensor) else value
+
     @property
     @abstractmethod
     def counted(self) -> list[Step]:

@@ -8,10 +8,11 @@ import functools
 import torch
 
 from sightline import kernels
-from sightline.errors import FrameError
+from sightline.errors import BackendError, FrameError
 from sightline.graph.executor import Executor, own, run_chain, same, tensors_of
 from sightline.graph.ir import Node
 from sightline.graph.lower import NOT_HELD, Lowered, Segment, lower
+from sightline.graph.outputs import Outputs
 from sightline.graph.plan import Plan, Step
 
 _NORMS = {"rms": 0, "max": 1, "l2": 2}
@@ -45,6 +46,20 @@ def lower_natively(plan: Plan, dtype: torch.dtype | None = None) -> Lowered:
     return lower(plan, module, kernels.isa(), dtype)
 
 
+def lowered_for(plan: Plan, backend: str, dtype: torch.dtype | None = None) -> Lowered | None:
+    """The native program for a plan, or None where the torch executor is to run it.
+
+    Raises:
+        BackendError: the backend is "native" and the plan cannot run natively.
+    """
+    if backend == "torch":
+        return None
+    reason = why_not(plan, dtype)
+    if reason and backend == "native":
+        raise BackendError(f"backend='native' cannot run this model: {reason}. Use backend='auto' or 'torch'.")
+    return None if reason else lower_natively(plan, dtype)
+
+
 class NativeExecutor(Executor):
     """One stream's maps and masks over a shared program."""
 
@@ -76,6 +91,7 @@ class NativeExecutor(Executor):
         self._opaque_ran: set[Step] = set()
         self._opaque_needless: set[Step] = set()
         self._opaque_stale: set[Step] = set()
+        self._outputs: dict[Node, Outputs] = {}
         self._blanked = False
         self._paused: tuple[Step, list[Segment]] | None = None
 
@@ -188,6 +204,17 @@ class NativeExecutor(Executor):
             return self._read(source).flatten(1)
         return self._views[node] if node in self._views else self._opaque.get(node)
 
+    def copy_out(self, node: Node) -> object:
+        tensor = self._lowered.tensors.get(node)
+        shape = node.shape
+        if tensor is None or self._lowered.dtype != torch.float32 or shape is None or len(shape) != 4 or node not in self._views:
+            return super().copy_out(node)
+        if node not in self._outputs:
+            self._outputs[node] = Outputs(tuple(shape), torch.float32)
+        out = self._outputs[node].take()
+        self._state.copy_planar(tensor, out.data_ptr())
+        return out
+
     def holds(self, step: Step) -> bool:
         tensor = self._lowered.tensors.get(step.output)
         return tensor is None or self._lowered.views[tensor][0] != NOT_HELD
@@ -265,6 +292,8 @@ class NativeExecutor(Executor):
                 table[node.name] = self._storages[storage].nbytes
         for node, value in self._opaque.items():
             table[node.name] = sum(t.nbytes for t in tensors_of(value))
+        if any(outputs.nbytes for outputs in self._outputs.values()):
+            table["returned outputs"] = sum(outputs.nbytes for outputs in self._outputs.values())
         table["masks and scratch"] = int(self._state.bytes)
         return table
 

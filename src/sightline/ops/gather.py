@@ -88,7 +88,8 @@ def weight_from_matrix(matrix: Tensor, like: Tensor, transposed: bool) -> Tensor
 
 def _split(values: Tensor, groups: int) -> Tensor:
     """(k, ..., c) as (groups, k, ..., c / groups), flattened to three axes: one matrix per group."""
-    return values.unflatten(-1, (groups, -1)).movedim(-2, 0).flatten(2)
+    matrices: Tensor = values.unflatten(-1, (groups, -1)).movedim(-2, 0).flatten(2)
+    return matrices
 
 
 def conv(plane: Plane, x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, groups: int, transposed: bool, out: Tensor) -> None:

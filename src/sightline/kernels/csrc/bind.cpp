@@ -136,7 +136,7 @@ NB_MODULE(_native, m) {
   nb::class_<Program>(m, "Program")
       .def("__init__", [](Program* self, const std::string& isa, bool bfloat16) {
         if (!cpu_has(isa)) throw std::invalid_argument("this CPU cannot run '" + isa + "'");
-        new (self) Program(bfloat16 ? bfloat16_kernels_for(isa) : kernels_for(isa));
+        new (self) Program(bfloat16 ? bfloat16_kernels_for(isa) : kernels_for(isa), eager_kernels_for(isa));
       }, nb::arg("isa"), nb::arg("bfloat16") = false)
       .def_prop_ro("isa", [](const Program& p) { return std::string(p.k->name); })
       .def_prop_ro("lanes", [](const Program& p) { return p.k->lanes; })
@@ -198,6 +198,10 @@ NB_MODULE(_native, m) {
       .def("wants_external", &State::wants_external)
       .def("skip_external", &State::skip_external)
       .def("tensor_changed", [](const State& s, int tensor) { return s.changed.at((size_t)s.program->tensors.at((size_t)tensor).mask).count > 0; })
+      .def("copy_planar", [](const State& s, int tensor, uintptr_t out) {
+        nb::gil_scoped_release release;
+        s.copy_planar(tensor, pointer<float>(out));
+      })
       .def("tensor_std", &State::tensor_std)
       .def("set_threshold", &State::set_threshold)
       .def("set_needed", [](State& s, int step, uintptr_t mask) { s.set_needed(step, pointer<uint8_t>(mask)); })

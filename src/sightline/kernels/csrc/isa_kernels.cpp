@@ -820,6 +820,12 @@ void max_pixel(const Raw* const* taps, int ntaps, float* out, int c) {
 }
 
 void weighted_pixel(const Raw* const* taps, int ny, int nx, const float* wy, const float* wx, float divisor, float* out, int c) {
+  if (ny == 2 && nx == 2 && divisor == 1.0f) {  // bilinear resampling
+    const E *a = elements(taps[0]), *b = elements(taps[1]), *d = elements(taps[2]), *e = elements(taps[3]);
+    for (int i = 0; i < c; i += W)
+      store(out + i, (load(a + i) * wx[0] + load(b + i) * wx[1]) * wy[0] + (load(d + i) * wx[0] + load(e + i) * wx[1]) * wy[1]);
+    return;
+  }
   for (int i = 0; i < c; i += W) {
     VF acc = set1(0.0f);
     for (int y = 0; y < ny; ++y) {

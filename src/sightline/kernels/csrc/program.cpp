@@ -55,7 +55,7 @@ void Axis::classify() {
   regular = true;
 }
 
-Program::Program(const Kernels* kernels) : k(kernels) {}
+Program::Program(const Kernels* kernels, const EagerKernels* moves) : k(kernels), planar(moves) {}
 
 int Program::add_storage(int64_t elements) {
   storages.push_back(elements);

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "eager.h"
 #include "isa.h"
 
 namespace sightline {
@@ -114,7 +115,7 @@ struct Step {
 
 class Program {
  public:
-  explicit Program(const Kernels* kernels);
+  Program(const Kernels* kernels, const EagerKernels* planar);
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
   int add_storage(int64_t elements);
@@ -143,6 +144,7 @@ class Program {
   int64_t weight_bytes() const;
 
   const Kernels* k;
+  const EagerKernels* planar = nullptr;  // moves values between pixels and planes
   std::vector<int64_t> storages;  // elements
   std::vector<Tensor> tensors;
   std::vector<Axis> axes;
@@ -186,6 +188,8 @@ class State {
   void end() { fresh = false; }
   // Over all positions, or over those whose first channel is not NaN (what `blank` marked and nothing has computed since).
   double tensor_std(int tensor, bool computed_only) const;
+  // Writes a map of float32 to planes, (n, c, h, w) contiguous.
+  void copy_planar(int tensor, float* out) const;
   // From the next frame on, a step computes only these sites (a byte each); the others are remembered as stale until they are needed.
   // Null: all of them again.
   void set_needed(int step, const uint8_t* mask);

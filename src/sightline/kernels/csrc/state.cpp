@@ -4,6 +4,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "pool.h"
 #include "state_parts.h"
 
 namespace sightline {
@@ -163,6 +164,21 @@ void State::publish_external(int step, const float* data, int64_t sn, int64_t sc
   });
 }
 
+void State::copy_planar(int tensor, float* out) const {
+  const Tensor& t = program->tensors[(size_t)tensor];
+  if (program->k->element != (int)sizeof(float)) throw std::invalid_argument("copy_planar: maps of float32 only");
+  const float* x = reinterpret_cast<const float*>(at(tensor));
+  const int64_t plane = (int64_t)t.h * t.w;
+  auto row = [&](int r, int) {
+    program->planar->rows_to_planes(x + (int64_t)r * t.w * t.ld, t.ld, out + (int64_t)(r / t.h) * plane * t.c + (int64_t)(r % t.h) * t.w, plane,
+                                    t.w, t.c);
+  };
+  if (t.pixels() * t.c < kSerialWork)
+    for (int r = 0; r < t.n * t.h; ++r) row(r, 0);
+  else
+    Pool::instance().run(t.n * t.h, row);
+}
+
 double State::tensor_std(int tensor, bool computed_only) const {
   const Tensor& t = program->tensors[(size_t)tensor];
   const Raw* x = at(tensor);
@@ -192,6 +208,7 @@ int64_t State::bytes() const {
       vec(m.row_any);
     }
   for (const auto& s : scratch_) {
+    total += (int64_t)sizeof(Scratch);
     total += (int64_t)s->rows.size * 4;
     vec(s->taps);
     vec(s->sums);
