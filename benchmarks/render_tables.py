@@ -113,6 +113,35 @@ def video(result: Result) -> str:
     return table(head, rows)
 
 
+def focus(result: Result) -> str:
+    """Speed-up inside an area over the best dense peer of the same run; for exact answers also the share of the multiply-accumulates."""
+    cases = [case for case in result["cases"] if case["rows"]]
+    columns = []
+    for case in cases:
+        time = medians(case)
+        ours = [row for row in case["rows"] if row["contestant"].startswith(("zero", "exact"))]
+        best = min(t for name, t in time.items() if name not in {row["contestant"] for row in ours})
+        mode = case["case"].rsplit(" ", 1)[1]
+        cells = {}
+        for row in ours:
+            share = f" ({percent(row['macs_share'])})" if mode == "exact" and "macs_share" in row else ""
+            cells[row["contestant"].removeprefix(mode).strip()] = ratio(best / time[row["contestant"]]) + share
+        columns.append(cells)
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    return table(["share of the picture", *(case["case"] for case in cases)], [[n, *(c.get(n, "-") for c in columns)] for n in names])
+
+
+def operators(result: Result) -> str:
+    """Forward and backward together, over the faster of the two dense memory formats."""
+    names = list(dict.fromkeys(name for case in result["cases"] for name in case["speedup_forward_and_backward"]))
+    names = [name for name in names if not name.startswith("dense")]
+    rows = []
+    for case in result["cases"]:
+        speed = case["speedup_forward_and_backward"]
+        rows.append([case["case"], *(ratio(speed[name]) if name in speed else "-" for name in names)])
+    return table(["layer", *names], rows)
+
+
 def memory(result: Result) -> str:
     """State as reported and as the process grew."""
 
@@ -139,6 +168,8 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "speedups": ("networks", speedups),
     "bfloat16": ("bfloat16", networks),
     "bfloat16speedups": ("bfloat16", speedups),
+    "focus": ("focus", focus),
+    "ops": ("ops", operators),
     "video": ("video", video),
     "memory": ("memory", memory),
     "conditions": ("networks", conditions),

@@ -145,17 +145,21 @@ def _conv(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> C
 
 
 def _block(rng: random.Random, x: Tensor, layers: nn.ModuleList, index: int) -> Call:
-    """Widen, convolve depthwise, narrow: what MobileNets are made of; either end may be missing."""
-    c = x.shape[1]
-    widens, narrows = rng.choice([(True, True), (True, True), (True, False), (False, True)])
-    wide = min(100, c * rng.choice([2, 3, 6])) if widens else c
-    first = rng.choice([1, 1, 3])
-    kernel, dilation, stride = _pair(rng, _size), _pair(rng, lambda r: r.choice([1, 1, 1, 2])), _pair(rng, lambda r: r.choice([1, 1, 2, 3]))
-    half = [(k - 1) * d // 2 for k, d in zip(kernel, dilation, strict=True)]
-    act = rng.choice([nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.PReLU, nn.Identity])
-    parts = [nn.Conv2d(c, wide, first, rng.choice([1, 1, 2]), first // 2), nn.BatchNorm2d(wide), act()] if widens else []
-    parts += [nn.Conv2d(wide, wide, kernel, stride, (half[0], half[1]), dilation, groups=wide, bias=rng.random() < 0.5), act()]
-    parts += [nn.Conv2d(wide, rng.choice([c, _channels(rng)]), 1)] if narrows else []
+    """Widen, convolve depthwise, narrow: what MobileNets are made of; either end may be missing, and another may follow."""
+    c, parts = x.shape[1], []
+    for _ in range(rng.choice([1, 1, 2])):
+        widens, narrows = rng.choice([(True, True), (True, True), (True, False), (False, True)])
+        wide = min(100, c * rng.choice([2, 3, 6])) if widens else c
+        first = rng.choice([1, 1, 3])
+        kernel, dilation = _pair(rng, _size), _pair(rng, lambda r: r.choice([1, 1, 1, 2]))
+        stride = _pair(rng, lambda r: r.choice([1, 1, 2, 3]))
+        half = [(k - 1) * d // 2 for k, d in zip(kernel, dilation, strict=True)]
+        act = rng.choice([nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.PReLU, nn.Identity])
+        parts += [nn.Conv2d(c, wide, first, rng.choice([1, 1, 2]), first // 2), nn.BatchNorm2d(wide), act()] if widens else []
+        parts += [nn.Conv2d(wide, wide, kernel, stride, (half[0], half[1]), dilation, groups=wide, bias=rng.random() < 0.5), act()]
+        out = rng.choice([c, _channels(rng)])
+        parts += [nn.Conv2d(wide, out, 1)] if narrows else []
+        c = out if narrows else wide
     return _layer(layers, nn.Sequential(*parts), index)
 
 

@@ -79,6 +79,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int, int], in
                   (1, 12, 18, 17), 1),
     "without a last convolution": (lambda: nn.Sequential(nn.Conv2d(6, 20, 1), nn.ReLU(), nn.Conv2d(20, 20, 3, padding=1, groups=20),
                                                          nn.SiLU(), nn.MaxPool2d(2)), (1, 6, 14, 13), 1),
+    "separable, one after the other": (lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 9, 1), nn.ReLU(),
+        nn.Conv2d(9, 9, 3, 2, 1, groups=9), nn.ReLU(), nn.Conv2d(9, 12, 1), nn.Conv2d(12, 12, 3, padding=1, groups=12)), (1, 3, 15, 18), 3),
     "two blocks": (lambda: nn.Sequential(inverted(3, 20, 6), inverted(6, 30, 4, stride=2)), (2, 3, 18, 21), 4),
 }  # fmt: skip
 
@@ -223,6 +226,13 @@ def test_maps_inside_a_block_take_no_memory_and_no_threshold() -> None:
     assert not any(step.truncates or executor.holds(step) for step in inside)
     assert not {step.output.name for step in inside} & set(executor.memory())
     assert all("not held" in executor.where(step)[1] for step in inside)
+
+
+def test_no_step_is_both_an_end_and_inside() -> None:
+    for name in NETWORKS:
+        _, plan, _ = build(name)
+        ends = {step.inside for step in plan.steps if step.inside is not None}
+        assert not any(step.inside is not None for step in ends), name
 
 
 def test_small_maps_are_held(monkeypatch: pytest.MonkeyPatch) -> None:

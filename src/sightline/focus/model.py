@@ -239,7 +239,7 @@ class Focused(nn.Module):
     # -- outputs ----------------------------------------------------------------------------------------------------------------
 
     def _outputs(self, running: Running) -> Any:
-        values = []
+        values: list[Any] = []
         for node in running.answers:
             value, inside = running.executor.value(node), running.inside[node]
             if not isinstance(value, torch.Tensor):

@@ -34,6 +34,7 @@ def mark_blocks(graph: Graph, steps: list[Step], users: dict[Node, list[Node]]) 
         reader = users[step.output][0]
         return next((s for s in steps if s.head is reader), None)
 
+    ends: set[Step] = set()  # a step that computes others must be held itself
     for step in steps:
         if not is_depthwise(step):
             continue
@@ -43,8 +44,16 @@ def mark_blocks(graph: Graph, steps: list[Step], users: dict[Node, list[Node]]) 
             last = follower
             step.inside = last
         source = by_output.get(step.inputs[0])
-        if source is not None and _widens(source) and only_reader(source) is step and _is_large(source.output, LEAST_POSITIONS_BEFORE):
+        if (
+            source is not None
+            and source not in ends
+            and _widens(source)
+            and only_reader(source) is step
+            and _is_large(source.output, LEAST_POSITIONS_BEFORE)
+        ):
             source.inside = last
+        if last is not step or (source is not None and source.inside is last):
+            ends.add(last)
 
 
 def _is_conv(step: Step) -> bool:
