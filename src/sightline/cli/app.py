@@ -193,8 +193,8 @@ def focus_command(
 
     options = focus.FocusOptions(
         model=model, box=box or (), mask=mask, brightness=brightness, split=split, boxes_from=boxes_from,
-        detector_weights=detector_weights, detector_size=detector_size, score=score, margin=margin, mode=mode, outside=outside, size=size, mean=mean, std=std,
-        scale=scale, bgr=bgr, task=task, backend=backend,
+        detector_weights=detector_weights, detector_size=detector_size, score=score, margin=margin, mode=mode, outside=outside,
+        size=size, mean=mean, std=std, scale=scale, bgr=bgr, task=task, backend=backend,
     )  # fmt: skip
     try:
         job = focus.make_job(options, source)

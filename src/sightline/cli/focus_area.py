@@ -33,8 +33,8 @@ class AreaChoice:
         boxes: (y0, x0, y1, x1) in pixels of the picture.
         mask: image file, of any size.
         brightness: threshold of an fCNN; `split` is the layer whose output is compared with it, None: chosen.
-        detector: model whose boxes are the area, with its `detector_weights` and the (width, height) of its input, `detector_size`; those of
-            at least `score` count, larger by `margin` pixels.
+        detector: model whose boxes are the area, with its `detector_weights` and the (width, height) of its input, `detector_size`;
+            boxes of at least `score` count, larger by `margin` pixels.
     """
 
     boxes: tuple[Box, ...] = ()

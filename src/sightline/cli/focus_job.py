@@ -187,13 +187,14 @@ class _Run:
         area = None if self.finder is None else self.finder(picture)
         size = self.size or rounded(picture.size)
         frame = self.preprocess(picture.rgb(size), self.device)
+        expected = self._dense_first(frame, size)
         focused = self.focused or self._make(frame, size)
         self.size = size
         if area is not None:
             focused.aoi = area
-        got = self._first(focused, frame, size)
-        expected, _ = self.dense(frame)
-        expected = widened(expected)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an empty area is noted in the report
+            got = widened(output_tensors(focused(frame)))  # captured and warmed up here, where nothing is timed
         if isinstance(self.task, NoTask):
             self.task = self._choose(expected, size)
         share = focused.stats.last.macs_share
@@ -221,20 +222,17 @@ class _Run:
         self.report.model.update({"input_width": size[0], "input_height": size[1]})
         return self.focused
 
-    def _first(self, focused: Focused, frame: torch.Tensor, size: tuple[int, int]) -> list[torch.Tensor]:
-        """The focused answer; what is captured and warmed up here is not timed."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an empty area is noted in the report
-            try:
-                outputs = widened(output_tensors(focused(frame)))
-            except SightlineError:
-                raise
-            except Exception as error:
-                where = f"a picture (1, 3, {size[1]}, {size[0]})"
-                raise CaptureError(
-                    f"model: {self.loaded.name} does not run on {where}: {first_line(error)}; it must take one picture (n, 3, h, w); "
-                    "try another --size"
-                ) from error
+    def _dense_first(self, frame: torch.Tensor, size: tuple[int, int]) -> list[torch.Tensor]:
+        """The dense answer, from which it also shows whether the network takes pictures at all."""
+        try:
+            outputs = widened(self.dense(frame)[0])
+        except SightlineError:
+            raise
+        except Exception as error:
+            raise CaptureError(
+                f"model: {self.loaded.name} does not run on a picture (1, 3, {size[1]}, {size[0]}): {first_line(error)[:200]}; "
+                "it must take one picture (n, 3, h, w); try another --size"
+            ) from error
         if not outputs:
             raise CaptureError(f"model: {self.loaded.name} returned no tensor; it must return one, or a tuple, list or dict of them")
         return outputs
