@@ -146,6 +146,67 @@ def stream_command(
     _finish(interrupted)
 
 
+@app.command(
+    "focus", epilog="Example: sightline focus street.jpg -m torchvision:vgg16 --weights DEFAULT --box 120,200,360,520 --output-dir out"
+)
+def focus_command(
+    source: Annotated[str, typer.Argument(metavar="IMAGE_OR_FOLDER", help="An image, or a folder of them.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="torchvision:NAME, timm:NAME, path.py:callable, file.pt2 or file.onnx.")],
+    weights: Annotated[str | None, typer.Option(help="State dict or safetensors file, or the library's name for its weights.")] = None,
+    box: Annotated[
+        list[str] | None, typer.Option(metavar="Y0,X0,Y1,X1", help="Look in this box: top, left, bottom, right in pixels. May be repeated.")
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="Look where this image, of any size, is not black.")] = None,
+    brightness: Annotated[
+        float | None, typer.Option(help="Look where the channels of an early layer add up to at least this; the table says what is usual.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(metavar="LAYER", help="That layer. Default: the first behind 5 % of the work.")] = None,
+    boxes_from: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Look in the boxes that this detector finds (CenterFace, or as torchvision's).")
+    ] = None,
+    detector_weights: Annotated[str | None, typer.Option(help="As --weights, of the detector.")] = None,
+    detector_size: Annotated[str | None, typer.Option(metavar="WxH", help="Its input. Default: the image's, in multiples of 32.")] = None,
+    score: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Least score of its boxes. Default: 0.5.")] = None,
+    margin: Annotated[int | None, typer.Option(min=0, help="Pixels to add around them. Default: 0.")] = None,
+    mode: Annotated[str, typer.Option(help="zero (cheapest, approximate) or exact (as the dense network inside the area).")] = "zero",
+    outside: Annotated[str, typer.Option(help="Outputs outside the area: zero, or hold (those of the image before).")] = "zero",
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Input of the network. Default: the image's, in multiples of 32.")] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Folder for pictures, report.html and report.json; made if not there.")] = None,
+    report: Report = None,
+    json: Json = None,
+    runs: Annotated[int, typer.Option(min=1, help="Timed runs per image, focused and dense in turns.")] = 3,
+    images: Annotated[int | None, typer.Option(min=1, help="Only the first so many of a folder.")] = None,
+    mean: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="Subtracted after scaling. Default: as the weights ask, else 0.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="Divided by after that. Default: as the weights ask, else 1.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Factor on the pixels 0..255. Default: 1/255.")] = None,
+    bgr: Annotated[bool, typer.Option("--bgr", help="The network wants blue first; --mean and --std then come in that order too.")] = False,
+    task: Annotated[str, typer.Option(help="What the output means: auto, centerface, classify, map or none.")] = "auto",
+    backend: Backend = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Run images through a network only inside an area, and compare with the dense network."""
+    from sightline.cli import focus
+
+    options = focus.FocusOptions(
+        model=model, box=box or (), mask=mask, brightness=brightness, split=split, boxes_from=boxes_from,
+        detector_weights=detector_weights, detector_size=detector_size, score=score, margin=margin, mode=mode, outside=outside,
+        size=size, mean=mean, std=std, scale=scale, bgr=bgr, task=task, backend=backend,
+    )  # fmt: skip
+    try:
+        job = focus.make_job(options, source)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    job.weights, job.output_dir, job.report, job.json = weights, output_dir, report, json
+    job.runs, job.images, job.device, job.threads = runs, images, device, threads
+    with plain_errors():
+        interrupted = focus.run(job, quiet)
+    _finish(interrupted)
+
+
 @app.command("demo", epilog="Example: sightline demo --output-dir out")
 def demo_command(
     output_dir: Annotated[Path, typer.Option(help="Folder for the video and the report; made if it is not there.")] = Path("demo-output"),

@@ -148,7 +148,7 @@ def run_job(job: Job, on_progress: Callable[[Progress], None] = lambda progress:
         set_threads(job.threads)
         run = _Run(job, source, loaded or load_model(job.model, job.weights), writer)
         ends = deque([time.perf_counter()], maxlen=20)  # of the last frames: the first one would spoil a mean over all
-        with _interruptible() as stop:
+        with interruptible() as stop:
             for frame in source:
                 run.step(frame)
                 ends.append(time.perf_counter())
@@ -183,9 +183,9 @@ class _Run:
         self.source = source
         self.loaded = loaded
         self.writer = writer
-        self.size = job.size or loaded.size or _rounded(source.size)
+        self.size = job.size or loaded.size or rounded(source.size)
         self.preprocess = job.preprocess.completed(loaded.mean, loaded.std)
-        self.device = _device(job.device)
+        self.device = device_of(job.device)
         if isinstance(loaded.model, torch.nn.Module):
             loaded.model.to(self.device)
         self.stream = _make_stream(loaded, job)
@@ -200,7 +200,7 @@ class _Run:
             source={"name": source.name, "kind": source.kind, "width": source.size[0], "height": source.size[1], "fps": source.fps},
             model={"name": loaded.name, "input_width": self.size[0], "input_height": self.size[1]},
             settings=_settings(job, self.preprocess),
-            versions=_versions(),
+            versions=all_versions(),
             dense_engine=self.dense.engine if self.dense else "",
         )
 
@@ -208,7 +208,7 @@ class _Run:
         """Stream one frame, compare it, draw it."""
         tensor = self.preprocess(frame.rgb(self.size), self.device)
         first = not self.report.frames
-        outputs = self._first_outputs(tensor) if first else _widened(output_tensors(self.stream(tensor)))
+        outputs = self._first_outputs(tensor) if first else widened(output_tensors(self.stream(tensor)))
         last = self.stream.stats.last
         share = last.macs_done / last.macs_dense if last.macs_dense else 0.0
         record = FrameRecord(frame.index, float(last.seconds), float(last.density.get("input", 1.0)), float(share))
@@ -245,14 +245,14 @@ class _Run:
     def _first_outputs(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """Run the first frame, where a network shows whether it takes frames at all, and find out what it returns."""
         try:
-            outputs = _widened(output_tensors(self.stream(tensor)))
+            outputs = widened(output_tensors(self.stream(tensor)))
         except Exception as error:
             problem = self._why_not(tensor)
             if problem is None:  # the network is content, so the fault is not its own
                 raise
             width, height = self.size
             raise CaptureError(
-                f"model: {self.loaded.name} does not run on a frame (1, 3, {height}, {width}): {_first_line(problem)}; "
+                f"model: {self.loaded.name} does not run on a frame (1, 3, {height}, {width}): {first_line(problem)}; "
                 "it must take one picture (n, 3, h, w); try another --size"
             ) from error
         if not outputs:
@@ -301,7 +301,7 @@ class _Run:
             picture = {"both": panels, "frame": drawn, "heat": panels[:, width:]}[self.job.view]
             if wanted:
                 self._album.add(
-                    number, Thumbnail(_shrunk(panels), f"frame {record.index}: {done}{'; ' if record.note else ''}{record.note}")
+                    number, Thumbnail(shrunk(panels), f"frame {record.index}: {done}{'; ' if record.note else ''}{record.note}")
                 )
         if self.writer is not None:
             self.writer.write(picture)
@@ -370,7 +370,7 @@ def _onnxruntime_runner(path: Path) -> tuple[str, Callable[[torch.Tensor], list[
     proto.graph.input.extend(inputs)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong comes as an exception
     session = runtime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def run_session(frame: torch.Tensor) -> list[torch.Tensor]:
@@ -470,7 +470,7 @@ class _Album:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[threading.Event]:
+def interruptible() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C into a flag, so that a frame and the files are finished; the second one raises as usual."""
     stop = threading.Event()
 
@@ -489,7 +489,7 @@ def _interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _widened(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+def widened(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
     """Half precision as float32: numpy knows no bfloat16, and drawing needs no other type."""
     return [value.float() if value.dtype in {torch.bfloat16, torch.float16} else value for value in outputs]
 
@@ -502,15 +502,21 @@ def _make_stream(loaded: LoadedModel, job: Job) -> Any:
     except SightlineError:
         raise
     except Exception as error:
-        raise CaptureError(f"model: {loaded.name} cannot be streamed: {_first_line(error)}; see 'sightline doctor'") from error
+        raise CaptureError(f"model: {loaded.name} cannot be streamed: {first_line(error)}; see 'sightline doctor'") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Class and first line of an error."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        CaptureError: it cannot be used here.
+    """
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -520,7 +526,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _rounded(size: tuple[int, int]) -> tuple[int, int]:
+def rounded(size: tuple[int, int]) -> tuple[int, int]:
     """The nearest size whose sides are multiples of 32, which every common network accepts."""
     width, height = (max(32, round(side / 32) * 32) for side in size)
     return width, height
@@ -535,7 +541,8 @@ def _panel_size(size: tuple[int, int]) -> tuple[int, int]:
     return max(width // divisor // 2 * 2, 2), max(height // divisor // 2 * 2, 2)
 
 
-def _shrunk(image: Image, width: int = 1280) -> Image:
+def shrunk(image: Image, width: int = 1280) -> Image:
+    """The picture, no wider than that."""
     if image.shape[1] <= width:
         return image
     pillow = need("PIL.Image", "draw on frames")
@@ -558,7 +565,8 @@ def _settings(job: Job, preprocess: Preprocess) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def all_versions() -> dict[str, str]:
+    """Versions of what is installed, and the machine."""
     from sightline.cli.doctor import machine, versions
 
     found = {name: version for name, version in versions().items() if version}

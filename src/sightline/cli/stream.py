@@ -85,7 +85,7 @@ def make_job(options: StreamOptions, video: str) -> Job:
     )
 
 
-def parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
     """Read ``WxH``.
 
     >>> parse_size("896x512")
@@ -93,7 +93,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """
     width, _, height = text.lower().partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) > 0 and int(height) > 0):
-        raise ValueError(f"--size: expected WIDTHxHEIGHT, for example 896x512; got {text!r}")
+        raise ValueError(f"{option}: expected WIDTHxHEIGHT, for example 896x512; got {text!r}")
     return int(width), int(height)
 
 

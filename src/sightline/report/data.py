@@ -119,40 +119,40 @@ class RunReport:
     @property
     def input_density(self) -> float:
         """Mean share of changed input positions after the first frame."""
-        return _mean([frame.input_density for frame in self.steady])
+        return mean([frame.input_density for frame in self.steady])
 
     @property
     def mac_share(self) -> float:
         """Mean share of the dense work after the first frame."""
-        return _mean([frame.mac_share for frame in self.steady])
+        return mean([frame.mac_share for frame in self.steady])
 
     @property
     def streamed_seconds(self) -> float:
         """Median time of the network per streamed frame, after the first."""
-        return _median([frame.seconds for frame in self.steady])
+        return median([frame.seconds for frame in self.steady])
 
     @property
     def dense_seconds(self) -> float | None:
         """Median time of the dense network per frame, over the samples."""
-        return _median([sample.dense_seconds for sample in self.samples]) if self.samples else None
+        return median([sample.dense_seconds for sample in self.samples]) if self.samples else None
 
     @property
     def speedup(self) -> float | None:
         """Dense time over streamed time on the same frames (medians); None without a comparison."""
         usable = [sample for sample in self.samples if self.frames and sample.index != self.frames[0].index] or self.samples
-        streamed = _median([sample.streamed_seconds for sample in usable])
-        return _median([sample.dense_seconds for sample in usable]) / streamed if usable and streamed > 0 else None
+        streamed = median([sample.streamed_seconds for sample in usable])
+        return median([sample.dense_seconds for sample in usable]) / streamed if usable and streamed > 0 else None
 
     @property
     def verdict(self) -> str:
         """One sentence: what streaming saved here, or that it does not pay."""
-        saved = f"Streaming left out {_percent(1 - self.mac_share)} of the network's multiply-accumulates after the first frame"
+        saved = f"Streaming left out {percent(1 - self.mac_share)} of the network's multiply-accumulates after the first frame"
         if self.speedup is None:
             return saved + "."
         if self.speedup < 1.0:
             return (
                 f"Streaming does not pay here: it took {1 / self.speedup:.2f} times as long as the dense network "
-                f"although it left out {_percent(1 - self.mac_share)} of the multiply-accumulates."
+                f"although it left out {percent(1 - self.mac_share)} of the multiply-accumulates."
             )
         return f"{saved} and ran {self.speedup:.1f} times as fast as the dense network on the same frames ({self.dense_engine})."
 
@@ -160,8 +160,8 @@ class RunReport:
         """Rows of the closing table, (name, value)."""
         rows = [
             ("frames", f"{len(self.frames)}{' (stopped early)' if self.interrupted else ''}"),
-            ("input changed", _percent(self.input_density)),
-            ("MACs saved", _percent(1 - self.mac_share)),
+            ("input changed", percent(self.input_density)),
+            ("MACs saved", percent(1 - self.mac_share)),
             ("network, streamed", f"{1000 * self.streamed_seconds:.1f} ms a frame"),
         ]
         if self.dense_seconds is not None:
@@ -170,7 +170,7 @@ class RunReport:
             rows.append(("speed-up", f"{self.speedup:.2f}x"))
         if self.samples:
             rows.append(
-                (f"error on {len(self.samples)} frames", f"{_median([s.relative_l2 for s in self.samples]):.3g} relative L2 (median)")
+                (f"error on {len(self.samples)} frames", f"{median([s.relative_l2 for s in self.samples]):.3g} relative L2 (median)")
             )
         rows.extend((measure.label, measure.text) for measure in self.measures)
         if self.wall_seconds > 0:
@@ -189,7 +189,7 @@ class RunReport:
             "first_frame_seconds": self.frames[0].seconds if self.frames else None,
             "dense_seconds_median": self.dense_seconds,
             "speedup": self.speedup,
-            "relative_l2_median": _median([sample.relative_l2 for sample in self.samples]) if self.samples else None,
+            "relative_l2_median": median([sample.relative_l2 for sample in self.samples]) if self.samples else None,
             "relative_l2_max": max((sample.relative_l2 for sample in self.samples), default=None),
             "max_abs_max": max((sample.max_abs for sample in self.samples), default=None),
             "measures": {measure.key: measure.value for measure in self.measures},
@@ -199,27 +199,30 @@ class RunReport:
 
     def to_json(self) -> str:
         """The same as text."""
-        return json.dumps(_plain(self.to_dict()), indent=2, allow_nan=False) + "\n"
+        return json.dumps(plain(self.to_dict()), indent=2, allow_nan=False) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value in JSON's own types; JSON has no infinity and no NaN, so these become null."""
     if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
-def _mean(values: list[float]) -> float:
+def mean(values: list[float]) -> float:
+    """Arithmetic mean; 0 of nothing."""
     return statistics.fmean(values) if values else 0.0
 
 
-def _median(values: list[float]) -> float:
+def median(values: list[float]) -> float:
+    """Median; 0 of nothing."""
     return statistics.median(values) if values else 0.0
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share as tables show it."""
     return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"

@@ -68,21 +68,34 @@ def render(report: RunReport, thumbnails: Sequence[Thumbnail] = ()) -> str:
     Raises:
         MissingPackageError: without jinja2 or Pillow.
     """
-    jinja2 = need("jinja2", "write the HTML report")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    source = resources.files("sightline.report").joinpath("template.html.j2").read_text(encoding="utf-8")
-    markup = jinja2.filters.Markup if hasattr(jinja2.filters, "Markup") else need("markupsafe", "write the HTML report").Markup
-    most = max((_work(row) for row in report.layers), default=0.0)
-    page: str = environment.from_string(source).render(
+    environment, markup = page_templates()
+    most = max((work(row) for row in report.layers), default=0.0)
+    page: str = environment.get_template("template.html.j2").render(
         report=report,
         source_name=PurePath(str(report.source.get("name", ""))).name,
         summary=report.summary(),
         charts=[(title, markup(svg), legend) for title, svg, legend in _charts(report)],
-        layers=[_layer_row(row, most) for row in report.layers],
-        thumbnails=[(_data_uri(thumbnail.image), thumbnail.caption, thumbnail.image.shape) for thumbnail in thumbnails],
+        layers=[layer_row(row, most) for row in report.layers],
+        thumbnails=[(data_uri(thumbnail.image), thumbnail.caption, thumbnail.image.shape) for thumbnail in thumbnails],
         facts=_facts(report),
     )
     return page
+
+
+def page_templates() -> tuple[Any, Any]:
+    """The environment that finds this package's templates, and the class of text that they take as it is.
+
+    Raises:
+        MissingPackageError: without jinja2.
+    """
+    jinja2 = need("jinja2", "write the HTML report")
+    folder = resources.files("sightline.report")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
+    )  # fmt: skip
+    markup = jinja2.filters.Markup if hasattr(jinja2.filters, "Markup") else need("markupsafe", "write the HTML report").Markup
+    return environment, markup
 
 
 def _charts(report: RunReport) -> list[tuple[str, str, list[tuple[str, str]]]]:
@@ -175,7 +188,7 @@ def thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept
 
 
-def _layer_row(row: dict[str, Any], most: float) -> dict[str, Any]:
+def layer_row(row: dict[str, Any], most: float) -> dict[str, Any]:
     """A table row: values to sort by, and how they are shown."""
     density, macs, share = (float(row.get(key) or 0.0) for key in ("density", "macs", "share"))
     return {
@@ -185,22 +198,23 @@ def _layer_row(row: dict[str, Any], most: float) -> dict[str, Any]:
         "density": density,
         "density_text": f"{100 * density:.1f} %",
         "macs": macs,
-        "macs_text": _engineering(macs),
+        "macs_text": engineering(macs),
         "share": share,
         "share_text": f"{100 * share:.1f} %",
-        "work": _work(row),
-        "work_text": f"{100 * _work(row):.2f} %",
-        "bar": 100 * _work(row) / most if most else 0.0,
+        "work": work(row),
+        "work_text": f"{100 * work(row):.2f} %",
+        "bar": 100 * work(row) / most if most else 0.0,
         "note": str(row.get("note") or ""),
     }
 
 
-def _work(row: dict[str, Any]) -> float:
+def work(row: dict[str, Any]) -> float:
     """Work done at a call site, as a share of the dense network's."""
     return float(row.get("density") or 0.0) * float(row.get("share") or 0.0)
 
 
-def _engineering(number: float) -> str:
+def engineering(number: float) -> str:
+    """A large number with three digits and k, M or G."""
     for factor, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= factor:
             return f"{number / factor:.3g} {suffix}"
@@ -215,18 +229,20 @@ def _facts(report: RunReport) -> list[tuple[str, list[tuple[str, str]]]]:
         ("Network", report.model),
         ("Versions and machine", report.versions),
     ]
-    return [(title, [(str(key).replace("_", " "), _shown(value)) for key, value in table.items()]) for title, table in groups]
+    return [(title, [(str(key).replace("_", " "), shown(value)) for key, value in table.items()]) for title, table in groups]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting as tables show it."""
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, (list, tuple)):
-        return ", ".join(_shown(item) for item in value)
+        return ", ".join(shown(item) for item in value)
     return "none" if value is None or value == "" else str(value)
 
 
-def _data_uri(image: Image) -> str:
+def data_uri(image: Image) -> str:
+    """A picture as the address of itself, to stand in a page."""
     buffer = io.BytesIO()
     need("PIL.Image", "write the HTML report").fromarray(image).save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

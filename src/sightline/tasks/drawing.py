@@ -114,6 +114,27 @@ def heat_overlay(image: Image, heat: npt.NDArray[np.floating[Any]]) -> Image:
     return np.asarray(pillow.composite(colour, grey, opacity))
 
 
+def spotlight(image: Image, inside: npt.NDArray[np.bool_], drawn: Image | None = None) -> Image:
+    """Show an area: the picture as it is inside, dim grey outside, with a line around it.
+
+    Args:
+        image: (h, w, 3) RGB.
+        inside: (a, b), the area; scaled to the picture without smoothing.
+        drawn: (h, w, 3), what to show inside; None: the picture.
+
+    Returns:
+        A new picture.
+    """
+    pillow, filters = need("PIL.Image", "draw on frames"), need("PIL.ImageFilter", "draw on frames")
+    base = pillow.fromarray(image)
+    mask = pillow.fromarray(inside.astype(np.uint8) * 255).resize(base.size, pillow.Resampling.NEAREST)
+    dim = base.convert("L").point([int(20 + 0.35 * level) for level in range(256)]).convert("RGB")
+    shown = np.array(pillow.composite(base if drawn is None else pillow.fromarray(drawn), dim, mask))
+    width = 2 * max(1, round(min(base.size) / 250)) + 1
+    shown[np.asarray(mask.filter(filters.MaxFilter(width))) != np.asarray(mask)] = ACCENT
+    return shown
+
+
 def colour_map(values: npt.NDArray[np.floating[Any]], low: float, high: float) -> Image:
     """Paint a map of numbers in the heat scale.
 
