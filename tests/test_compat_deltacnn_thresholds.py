@@ -28,6 +28,7 @@ from deltacnn_networks import (
 from sightline.compat.deltacnn import (
     DCActivation,
     DCBackend,
+    DCBatchNorm2d,
     DCConcatenate,
     DCConv2d,
     DCDensify,
@@ -202,6 +203,54 @@ def test_wide_maps_inside_blocks_keep_their_thresholds() -> None:
     model(frame)
     second = model(frame)
     assert torch.equal(model(frame + 0.5), second)
+
+
+class Folds(DCModule):
+    """Truncations in places that the stream would fold or fuse away: before and after a batch norm, within a gate and a scaling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.last = DCConv2d(3, 4, 3), DCBatchNorm2d(4), DCConv2d(4, 2, 3)
+        self.places = nn.ModuleList(DCSparsify() for _ in range(4))
+        self.gate = DCActivation(activation="sigmoid")
+        assert self.bn.running_mean is not None
+        self.bn.running_mean.normal_()
+
+    def forward(self, x: Tensor, publish: Callable[[int, Tensor], Tensor] | None = None) -> Tensor:
+        def at(index: int, value: Tensor) -> Tensor:
+            return self.places[index](value) if publish is None else publish(index, value)
+
+        y = at(0, self.conv(x))
+        y = at(1, self.bn(y))
+        gate = self.gate(y) if publish is None else publish(4, torch.sigmoid(y))
+        y = at(2, y * gate)
+        result: Tensor = self.last(at(3, y * 0.5))
+        return result
+
+
+@pytest.mark.parametrize("place", range(5))
+def test_nothing_is_folded_across_a_truncation(place: int) -> None:
+    model, frames = Folds(), video(4, noise=0.05)
+    layer: Any = [*model.places, model.gate][place]
+    layer.delta_threshold = limit = 0.1
+    held: dict[int, Tensor] = {}
+
+    def publish(index: int, value: Tensor) -> Tensor:
+        if index == place and index in held:
+            value = torch.where((value - held[index]).abs().amax(1, keepdim=True) > limit, value, held[index])
+        held[index] = value
+        return value
+
+    off = 0.0
+    for frame in frames:
+        got = model(frame)
+        DCConv2d.backend = DCBackend.cudnn
+        with torch.no_grad():
+            torch.testing.assert_close(got, model.forward(frame, publish))
+            off = max(off, oracle.error(got, model(frame)))
+        DCConv2d.backend = DCBackend.deltacnn
+    assert off > 1e-3
+    assert not any(node.op == "torch" for step in model.stream._plan.steps for node in step.nodes)  # type: ignore[union-attr]
 
 
 # -- files ------------------------------------------------------------------------------------------------------------------------

@@ -188,9 +188,9 @@ class _Convolution(Layer):
 
     @delta_threshold.setter
     def delta_threshold(self, value: float | None) -> None:
-        if not isinstance(self.activation, DCActivation):
+        if self.activation is None or self.dense_out:
             raise ValueError("this convolution does not truncate: only one with an activation, and without dense_out, does.")
-        self.activation.delta_threshold = value
+        self.activation.delta_threshold = value  # type: ignore[assignment]
 
 
 class DCConv2d(_Convolution, nn.Conv2d):

@@ -184,8 +184,8 @@ class DCThreshold:
         odd = sorted(set(content) ^ set(expected))
         if odd:
             raise ThresholdError(
-                f"'{cls.path}' holds {len(content)} thresholds, the network has {len(layers)} layers that truncate; the first "
-                f"key that does not fit is '{odd[0]}'. It was saved for another network, or another model in this process takes part: pass model=."
+                f"'{cls.path}' holds {len(content)} thresholds, the network has {len(layers)} layers that truncate; the first key that "
+                f"does not fit is '{odd[0]}'. It was saved for another network, or another model in this process takes part: pass model=."
             )
         values = [checked(content[key], f"threshold '{key}' in '{cls.path}'") for key in expected]
         for layer, value in zip(layers, values, strict=True):
