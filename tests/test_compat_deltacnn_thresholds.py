@@ -194,8 +194,9 @@ def test_wide_maps_inside_blocks_keep_their_thresholds() -> None:
             return self.narrow(self.depthwise(self.widen(self.sparsify(x))))  # type: ignore[no-any-return]
 
     model, frame = Block(), torch.rand(1, 3, 64, 64)
-    model(frame)
     first = model(frame)
+    assert model.stream is not None and model.stream._plan is not None
+    assert not any(step.head.op == "torch" or step.inside for step in model.stream._plan.steps)
     DCThreshold.t[model.widen.activation] = 1e6  # type: ignore[index]
     assert torch.equal(model(frame + 0.5), first)
     DCThreshold.t[model.widen.activation] = 0.0  # type: ignore[index]
