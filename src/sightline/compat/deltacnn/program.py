@@ -131,7 +131,7 @@ class _Places:
     """A captured graph without its marks: thresholds of steps, and `Hold` nodes for the rest."""
 
     def __init__(self, marked: Graph, layers: list[Truncating]) -> None:
-        modes = [layer.mode for layer in layers if not layer.is_input]
+        modes = [layer.mode for layer in layers if not layer.is_input and layer.mode is not DCTruncation.none]
         squares = sum(mode in {DCTruncation.norm, DCTruncation.rms} for mode in modes)
         self.norm = "rms" if squares > len(modes) - squares else "max"
         self._marked, self._layers = marked, layers
