@@ -29,7 +29,7 @@ def mark_blocks(graph: Graph, steps: list[Step], users: dict[Node, list[Node]]) 
     by_output = {step.output: step for step in steps}
 
     def only_reader(step: Step) -> Step | None:
-        if step.output in graph.outputs or len(users[step.output]) != 1:
+        if step.output in graph.outputs or len(users[step.output]) != 1 or "own_threshold" in step.output.attrs:
             return None
         reader = users[step.output][0]
         return next((s for s in steps if s.head is reader), None)

@@ -34,6 +34,9 @@ Canonical ops and their attributes (everything not listed has none). Maps are `(
                    stands for the i-th input)
 ``item``           ``index``: the index-th result of a ``torch`` node with several results
 =================  =====================================================================================================
+
+Any node may carry the attribute ``own_threshold``: its value must be held, because somebody sets a threshold for just this value.
+Nothing is fused or folded across it.
 """
 
 from __future__ import annotations

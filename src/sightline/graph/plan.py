@@ -124,7 +124,7 @@ def make_plan(graph: Graph) -> Plan:
 def _extend(step: Step, graph: Graph, users: dict[Node, list[Node]], taken: set[Node]) -> None:
     while True:
         last = step.output
-        if last in graph.outputs or len(users[last]) != 1:
+        if last in graph.outputs or len(users[last]) != 1 or "own_threshold" in last.attrs:
             return
         follower = users[last][0]
         if follower in taken:

@@ -40,11 +40,15 @@ def _replace(graph: Graph, old: Node, new: Node) -> None:
     graph.nodes.remove(old)
 
 
+def _has_own_threshold(*nodes: Node) -> bool:
+    return any("own_threshold" in node.attrs for node in nodes)
+
+
 def _name_gates(graph: Graph) -> None:
     """x * sigmoid(x) -> silu, x * hardsigmoid(x) -> hardswish."""
     names = {"sigmoid": "silu", "hardsigmoid": "hardswish"}
     for node in list(graph.nodes):
-        if node.op != "mul" or len(node.inputs) != 2:
+        if node.op != "mul" or len(node.inputs) != 2 or _has_own_threshold(node, *node.inputs):
             continue
         for gate, x in (node.inputs, node.inputs[::-1]):
             kind = names.get(gate.attrs.get("kind", "")) if gate.op == "act" else None
@@ -59,6 +63,7 @@ def _scalars_to_affine(graph: Graph) -> None:
     for node in graph.nodes:
         if (
             node.op != "scalar"
+            or _has_own_threshold(node)
             or node.shape is None
             or len(node.shape) not in {2, 4}
             or node.dtype is None
@@ -84,7 +89,7 @@ def _fold_affine(graph: Graph) -> None:
         if node.op != "affine":
             continue
         before = node.inputs[0]
-        if before in graph.outputs or len(graph.users()[before]) != 1:
+        if before in graph.outputs or _has_own_threshold(node, before) or len(graph.users()[before]) != 1:
             continue
         if before.op == "conv2d" or (before.op == "linear" and before.shape is not None and len(before.shape) == 2):
             weight, bias = before.attrs["weight"], before.attrs.get("bias")

@@ -1,0 +1,233 @@
+#!/usr/bin/env python3
+"""Streams every convolutional network of torchvision, and many of timm, for three frames and compares with dense PyTorch.
+
+Writes one JSON line per network; a second run does those that are missing. One process per network, with a time limit. Weights are random
+but lively, thresholds 0; the law of tests/oracle.py decides (against float64), or for networks above 60 million weights a relative error
+of 1e-3 against float32. Detectors: the same relative error, box by box, with suppression of overlaps done in Python.
+
+    python scripts/sweep_models.py results.jsonl [--only NAME ...] [--limit-seconds 120] [--stop-after 900]
+
+Prints a line per network and, at the end, what failed. Exit code 1 if anything did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import multiprocessing
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+import torch
+from torch import Tensor, nn
+
+import oracle
+import sightline as sl
+import zoo
+
+PER_FILE = 6  # networks per source file of timm, spread over their names
+LARGE = 60_000_000  # weights above which no float64 copy is made
+HUGE = 250_000_000  # weights above which a network is left out: more memory than time
+TIMM_FILES = [
+    "byobnet", "convmixer", "convnext", "cspnet", "densenet", "dla", "dpn", "edgenext", "efficientnet", "efficientvit_mit",
+    "efficientformer", "fasternet", "fastvit", "ghostnet", "hardcorenas", "hgnet", "hrnet", "inception_next",
+    "inception_resnet_v2", "inception_v3", "inception_v4", "mambaout", "metaformer", "mobilenetv3", "mobilenetv5", "mobilevit",
+    "nasnet", "nfnet", "pnasnet", "rdnet", "regnet", "repghost", "repvit", "res2net", "resnest", "resnet", "resnetv2", "rexnet",
+    "selecsls", "senet", "shvit", "sknet", "starnet", "swiftformer", "tresnet", "vgg", "vovnet", "xception", "xception_aligned",
+    "csatv2", "davit", "focalnet",
+]  # fmt: skip
+
+
+def names() -> dict[str, str]:
+    """Network -> kind."""
+    import timm
+    from torchvision import models
+
+    table = {f"torchvision:{name}": "classification" for name in models.list_models(models)}
+    for kind in ("segmentation", "detection"):
+        table.update({f"torchvision:{name}": kind for name in models.list_models(getattr(models, kind))})
+    for file in TIMM_FILES:
+        try:
+            found = timm.list_models(module=file)
+        except Exception:
+            found = []
+        step = max(1, -(-len(found) // PER_FILE))
+        table.update({f"timm:{name}": "classification" for name in found[::step]})
+    return table
+
+
+def build(name: str, kind: str) -> tuple[nn.Module, tuple[int, int]]:
+    """The network in eval mode and the size of its frames."""
+    library, _, plain = name.partition(":")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if library == "timm":
+            import timm
+
+            model: nn.Module = timm.create_model(plain, pretrained=False)
+            fixed = any(part in plain for part in ("vit", "davit", "focal", "efficientformer"))
+            return model.eval(), tuple(model.default_cfg["input_size"][1:]) if fixed else (96, 96)  # type: ignore[arg-type, index]
+        from torchvision import models
+
+        options: dict[str, Any] = {"weights": None}
+        if kind == "detection":
+            options["weights_backbone"] = None
+            if not plain.startswith("ssd"):
+                options |= {"min_size": 96, "max_size": 128}
+        elif kind == "segmentation":
+            options["weights_backbone"] = None
+        elif plain in {"googlenet", "inception_v3"}:
+            options |= {"init_weights": False, "aux_logits": False}
+        model = models.get_model(plain, **options).eval()
+        fixed = plain.startswith(("vit_", "maxvit"))
+        return model, (224, 224) if fixed else (96, 96)
+
+
+def suppressed(boxes: Tensor, scores: Tensor, limit: float) -> Tensor:
+    """Indices of boxes that no better box overlaps by more than the limit; torchvision's own needs its compiled part."""
+    from torchvision.ops import box_iou
+
+    order, kept = scores.argsort(descending=True, stable=True).tolist(), []
+    overlap = box_iou(boxes, boxes)
+    gone = torch.zeros(len(boxes), dtype=torch.bool)
+    for index in order:
+        if not gone[index]:
+            kept.append(index)
+            gone |= overlap[index] > limit
+    return torch.tensor(kept, dtype=torch.long)
+
+
+def moving(size: tuple[int, int]) -> list[Tensor]:
+    """Three frames: a still picture with a patch that moves."""
+    still, patch = torch.rand(1, 3, *size), torch.rand(1, 3, size[0] // 6, size[1] // 6)
+    frames = []
+    for index in range(3):
+        frame = still.clone()
+        y, x = size[0] // 4 * index, size[1] // 4 * index
+        frame[:, :, y : y + patch.shape[2], x : x + patch.shape[3]] = patch
+        frames.append(frame)
+    return frames
+
+
+def relative(got: Any, want: Any) -> float:
+    """Largest error of all tensors, each relative to its largest value; infinite if shapes differ."""
+    ours, theirs = oracle.tensors(got), oracle.tensors(want)
+    if [value.shape for value in ours] != [value.shape for value in theirs]:
+        return float("inf")
+    pairs = [(a.double(), b.double()) for a, b in zip(ours, theirs, strict=True) if b.numel()]
+    return max((float((a - b).abs().max() / b.abs().max().clamp(min=1e-6)) for a, b in pairs), default=0.0)
+
+
+def obey_law(results: list[Any], model: nn.Module, exact: nn.Module, frames: list[Tensor], relative_error: float) -> None:
+    """Fails unless all frames obey the tolerance law; how exact PyTorch happens to be is taken over all of them."""
+    with torch.no_grad():
+        truths = [oracle.tensors(exact(frame.double())) for frame in frames]
+        plains = [oracle.plain_results(model, frame, truth) for frame, truth in zip(frames, truths, strict=True)]
+    limits = [max(map(oracle.allowed, *pair)) for pair in zip(zip(*plains, strict=True), zip(*truths, strict=True), strict=True)]
+    for index, (got, plain, truth) in enumerate(zip(results, plains, truths, strict=True)):
+        oracle.assert_law(oracle.tensors(got), plain, truth, f"frame {index}, relative error {relative_error:.2g}", limits)
+
+
+def judge(name: str, kind: str) -> dict[str, Any]:
+    """One row of the table."""
+    torch.manual_seed(0)
+    if kind == "detection":
+        from torchvision.ops import boxes as box_ops
+
+        box_ops.nms = suppressed
+    model, size = build(name, kind)
+    weights = sum(p.numel() for p in model.parameters())
+    row: dict[str, Any] = {"weights": weights, "size": size}
+    if weights > HUGE:
+        return row | {"status": "left out", "why": f"{weights / 1e6:.0f} million weights"}
+    frames = moving(size)
+    if kind != "detection":
+        zoo.enliven(model, size)
+    exact = copy.deepcopy(model).double() if kind != "detection" and weights <= LARGE else None
+    stream = sl.stream(model)
+    results, shares = [], []
+    for frame in frames:
+        results.append(stream(frame))
+        shares.append(stream.stats.last.macs_share)
+    with torch.no_grad():
+        worst = max(relative(got, model(frame)) for got, frame in zip(results, frames, strict=True))
+    if exact is None:
+        assert worst <= 1e-3, f"relative error {worst:.3g}, {[tuple(v.shape) for v in oracle.tensors(results[-1])]}"
+    else:
+        obey_law(results, model, exact, frames, worst)
+    rows = stream.explain().rows
+    if all(r["executor"] == "native" for r in rows) and stream._partial is None:
+        oracle.assert_bits_equal(results[-1], stream.clone()(frames[-1]), "against the stream's own dense run")
+    stream(frames[-1])
+    assert stream.stats.last.macs_done == 0, f"a static frame costs {stream.stats.last.macs_share:.1%} of the work"
+    dense = sorted({str(r["op"]) for r in rows if r["executor"] != "native"})
+    return row | {
+        "status": "ok", "relative_error": worst, "macs_share": shares, "call_sites": len(rows), "parts": stream._partial is not None,
+        "on_torch": sum(r["executor"] != "native" for r in rows), "ops_on_torch": dense,
+    }  # fmt: skip
+
+
+def child(name: str, kind: str, pipe: Any) -> None:
+    """Runs in a process of its own."""
+    start = time.perf_counter()
+    try:
+        row = judge(name, kind)
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        row = {"status": type(error).__name__, "why": " ".join(str(error).split())[:400], "at": f"{Path(last.filename).name}:{last.lineno}"}
+    pipe.send(row | {"seconds": round(time.perf_counter() - start, 1)})
+
+
+def main() -> int:
+    """Runs what is missing in the file."""
+    parser = argparse.ArgumentParser(description="Stream the networks of torchvision and timm and compare with dense PyTorch.")
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--only", nargs="*", default=[], help="networks, e.g. timm:regnetx_002")
+    parser.add_argument("--limit-seconds", type=float, default=120)
+    parser.add_argument("--stop-after", type=float, default=float("inf"), help="seconds")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    zoo.declare_torchvision_operators()
+    table = names()
+    done = (
+        {json.loads(line)["name"]: json.loads(line) for line in arguments.output.read_text().splitlines()}
+        if arguments.output.exists()
+        else {}
+    )
+    table.update({name: "classification" for name in arguments.only if name not in table})
+    wanted = arguments.only or sorted(set(table) - set(done), key=lambda name: name[::-1])  # mixed: a run that is cut short has some of all
+    context, start = multiprocessing.get_context("fork"), time.monotonic()
+    for name in wanted:
+        if time.monotonic() - start > arguments.stop_after:
+            break
+        receive, send = context.Pipe(duplex=False)
+        process = context.Process(target=child, args=(name, table[name], send))
+        process.start()
+        send.close()
+        try:
+            row = receive.recv() if receive.poll(arguments.limit_seconds) else {"status": "timeout", "seconds": arguments.limit_seconds}
+        except EOFError:
+            row = {"status": "died", "why": f"exit code {process.exitcode}"}
+        process.kill()
+        process.join()
+        row = {"name": name, "kind": table[name], **row}
+        with arguments.output.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        done[name] = row
+        print(f"{name:50} {row['status']:14} {row.get('seconds', 0):6.1f} s  {row.get('why', '')[:150]}", flush=True)
+    bad = [row for row in done.values() if row["status"] not in {"ok", "left out"}]
+    print(f"{len(done)} of {len(table)} networks, {sum(row['status'] == 'ok' for row in done.values())} equal dense, {len(bad)} do not")
+    for row in bad:
+        print(f"  {row['name']}: {row['status']}: {row.get('why', '')}")
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
