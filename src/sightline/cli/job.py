@@ -31,6 +31,7 @@ from sightline.report.data import FrameRecord, MeasureRecord, RunReport, SampleR
 from sightline.report.html import Thumbnail, render
 from sightline.tasks import NoTask, Task, choose_task, output_tensors
 from sightline.tasks.drawing import beside, heat_overlay
+from sightline.thresholds import Thresholds
 
 _PANEL_WIDTH = 960  # of one of two panels: side by side they still fit common screens and decoders
 _HEAT_SITES = 8
@@ -78,6 +79,7 @@ class Job:
 
     Attributes:
         stream: keyword arguments of `sightline.stream`; `dtype` by its name.
+        thresholds: a file written by ``sightline tune``, instead of `stream`'s threshold; it brings its unit, norm and input filter.
         compare: run the dense network on some frames too.
         samples: on about how many.
         view: "both" (frame and heat side by side), "frame" (full size) or "heat".
@@ -88,6 +90,7 @@ class Job:
     weights: str | None = None
     title: str = "Sightline report"
     stream: dict[str, Any] = field(default_factory=dict)
+    thresholds: Path | None = None
     size: tuple[int, int] | None = None
     start: int = 0
     frames: int | None = None
@@ -183,9 +186,9 @@ class _Run:
         self.source = source
         self.loaded = loaded
         self.writer = writer
-        self.size = job.size or loaded.size or _rounded(source.size)
+        self.size = job.size or loaded.size or rounded_size(source.size)
         self.preprocess = job.preprocess.completed(loaded.mean, loaded.std)
-        self.device = _device(job.device)
+        self.device = device_of(job.device)
         if isinstance(loaded.model, torch.nn.Module):
             loaded.model.to(self.device)
         self.stream = _make_stream(loaded, job)
@@ -497,6 +500,8 @@ def _widened(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
 def _make_stream(loaded: LoadedModel, job: Job) -> Any:
     factory = importlib.import_module("sightline").stream
     options = {**job.stream, "dtype": getattr(torch, job.stream["dtype"])} if "dtype" in job.stream else job.stream
+    if job.thresholds is not None:
+        options = {**options, "threshold": Thresholds.read(job.thresholds)}
     try:
         return factory(loaded.model, **options)
     except SightlineError:
@@ -510,7 +515,8 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of a name; a CaptureError if it cannot be used."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -520,7 +526,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _rounded(size: tuple[int, int]) -> tuple[int, int]:
+def rounded_size(size: tuple[int, int]) -> tuple[int, int]:
     """The nearest size whose sides are multiples of 32, which every common network accepts."""
     width, height = (max(32, round(side / 32) * 32) for side in size)
     return width, height
@@ -546,6 +552,7 @@ def _shrunk(image: Image, width: int = 1280) -> Image:
 def _settings(job: Job, preprocess: Preprocess) -> dict[str, Any]:
     return {
         **job.stream,
+        **({} if job.thresholds is None else {"threshold": str(job.thresholds)}),
         "weights": job.weights or "as in the file, or random",
         "scale": preprocess.scale,
         "mean": list(preprocess.mean or ()),
