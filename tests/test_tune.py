@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -108,7 +109,7 @@ def test_report_counts_what_was_done(tuned: dict[str, sl.Thresholds]) -> None:
     assert report.pixel_scale == pytest.approx([1 / 255] * 3) and report.noise_unit is not None
     line = report.frontier
     assert len(line) >= 3
-    assert all(a.error <= b.error and a.work > b.work for a, b in zip(line, line[1:], strict=False))
+    assert all(a.error <= b.error and a.work > b.work for a, b in itertools.pairwise(line))
     assert json.loads(json.dumps(report.to_dict()))["saving"] == report.saving
     assert "passes" in str(report)
 
@@ -319,7 +320,7 @@ def test_killed_run_goes_on(tmp_path: Path) -> None:
     whole = sl.tune(network(), clip(), budget=3.0, rounds=1, progress=False)
     assert dict(resumed) == dict(whole) and resumed.noise == whole.noise
     assert report_of(resumed).resumed == finished and report_of(resumed).passes == report_of(whole).passes
-    assert not [name for name in os.listdir(tmp_path) if name.endswith(".partial") and str(process.pid) not in name]
+    assert not [file for file in tmp_path.glob("*.partial") if str(process.pid) not in file.name]
     with pytest.raises(sl.MediaError, match="another tuning"):
         sl.tune(network(), clip(seed=1), budget=3.0, rounds=1, progress=False, checkpoint=path)
     with pytest.raises(sl.MediaError, match="network"):
@@ -356,11 +357,14 @@ def test_bad_checkpoints(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"budget": 0}, "budget"), ({"budget": -1.0}, "budget"), ({"budget": math.nan}, "budget"), ({"budget": math.inf}, "budget"),
+        ({"budget": 0}, "budget"), ({"budget": -1.0}, "budget"), ({"budget": math.nan}, "budget"),
+        ({"budget": math.inf}, "budget"),
         ({"metric": "accuracy"}, "metric"), ({"metric": "top1"}, "below 1"), ({"method": "magic"}, "method"),
-        ({"objective": "watts"}, "objective"), ({"noise": "median"}, "noise"), ({"holdout": 0.0}, "holdout"), ({"holdout": True}, "holdout"),
+        ({"objective": "watts"}, "objective"), ({"noise": "median"}, "noise"), ({"holdout": 0.0}, "holdout"),
+        ({"holdout": True}, "holdout"),
         ({"holdout": 6}, "leaves 2 of 8"), ({"pixel_scale": 0.0}, "pixel_scale"), ({"pixel_scale": [1.0]}, "pixel_scale"),
-        ({"rounds": -1}, "rounds"), ({"threshold_unit": "bits"}, "threshold_unit"), ({"metric": "detection_f1", "budget": 0.1}, "cannot read"),
+        ({"rounds": -1}, "rounds"),
+        ({"threshold_unit": "bits"}, "threshold_unit"), ({"metric": "detection_f1", "budget": 0.1}, "cannot read"),
         ({"metric": lambda dense, streamed: -1.0}, "number >= 0"),
     ],
 )  # fmt: skip
@@ -397,7 +401,7 @@ def test_picture(tmp_path: Path) -> None:
         draw_frontier(report, tmp_path / name, "a title")
         assert (tmp_path / name).stat().st_size > 2000
     assert b"budget 1" in (tmp_path / "frontier.svg").read_bytes()
-    assert sorted(os.listdir(tmp_path)) == ["frontier.png", "frontier.svg"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["frontier.png", "frontier.svg"]
     with pytest.raises(sl.MediaError, match=r"\.gif"):
         draw_frontier(report, tmp_path / "frontier.gif")
 

@@ -33,9 +33,9 @@ class Trial:
     noise: str | None
     values: tuple[float, ...]
 
-    def scaled(self, factor: float) -> Trial:
-        """All thresholds times a factor."""
-        return Trial(self.noise, tuple(value * factor for value in self.values))
+    def scaled(self, factor: float, but: int | None = None) -> Trial:
+        """All thresholds times a factor, but one if its index is given."""
+        return Trial(self.noise, tuple(value if index == but else value * factor for index, value in enumerate(self.values)))
 
     def moved(self, factors: Sequence[float]) -> Trial:
         """Each threshold times its own factor."""
@@ -149,6 +149,17 @@ class Measurer:
                 return None
             changes.append(squares(dense, noisy)[0])
         return changes
+
+    @property
+    def frame(self) -> int | None:
+        """Which of the call sites is the frame; None where the model is captured in parts."""
+        return self.names.index("input") if "input" in self.names else None
+
+    @property
+    def grey(self) -> float:
+        """One grey level in standard deviations of the frame."""
+        deviation = self.deviations[self.frame] if self.frame is not None else 0.0
+        return float(self.scale.mean()) / deviation if deviation > 0 else 0.02
 
     @property
     def noise_unit(self) -> float | None:
