@@ -95,7 +95,8 @@ def _module(networks: Path) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--budget", "0"), "--budget"), (("--budget", "-2"), "--budget"), (("--metric", "accuracy"), "--metric"), (("--metric", "top1"), "--budget"),
+        (("--budget", "0"), "--budget"), (("--budget", "-2"), "--budget"), (("--metric", "accuracy"), "--metric"),
+        (("--metric", "top1"), "--budget"),
         (("--method", "magic"), "--method"), (("--noise", "median"), "--noise"), (("--holdout", "1"), "--holdout"),
         (("--picture", "frontier.gif"), "--picture"), (("--size", "big"), "--size"), (("--backend", "tpu"), "--backend"),
         (("--objective", "joules"), "--objective"),

@@ -282,7 +282,8 @@ class Twice(nn.Module):
         nn.init.ones_(self.conv.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(self.conv(x) * 1.0)
+        twice: torch.Tensor = self.conv(self.conv(x) * 1.0)
+        return twice
 
 
 # -- resuming --------------------------------------------------------------------------------------------------------------
