@@ -36,7 +36,7 @@ def network(seed: int = 0) -> nn.Module:
     return nn.Sequential(*layers, nn.Conv2d(8, 4, 1)).eval()
 
 
-def clip(count: int = 16, side: int = 48, seed: int = 0) -> list[torch.Tensor]:
+def clip(count: int = 16, side: int = 32, seed: int = 0) -> list[torch.Tensor]:
     """8-bit frames 0..1: a still picture with sensor noise and a square that moves."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, 6, 6, generator=generator)
@@ -296,7 +296,8 @@ torch.set_num_threads(1)
 import sightline as sl
 sl.set_num_threads(1)
 from test_tune import clip, network
-sl.tune(network(), clip(), budget=3.0, rounds=1, progress=lambda told: print(told.passes, flush=True), checkpoint=sys.argv[1])
+tell = lambda told: print(told.passes, flush=True)
+sl.tune(network(), clip(8), budget=3.0, rounds=0, frontier=False, progress=tell, checkpoint=sys.argv[1])
 print("done", flush=True)
 """
 
@@ -317,15 +318,15 @@ def test_killed_run_goes_on(tmp_path: Path) -> None:
     assert process.returncode == -signal.SIGKILL
     finished = len(json.loads(path.read_text())["entries"])
     assert finished >= 12
-    resumed = sl.tune(network(), clip(), budget=3.0, rounds=1, progress=False, checkpoint=path)
-    whole = sl.tune(network(), clip(), budget=3.0, rounds=1, progress=False)
+    resumed = sl.tune(network(), clip(8), budget=3.0, rounds=0, frontier=False, progress=False, checkpoint=path)
+    whole = sl.tune(network(), clip(8), budget=3.0, rounds=0, frontier=False, progress=False)
     assert dict(resumed) == dict(whole) and resumed.noise == whole.noise
     assert report_of(resumed).resumed == finished and report_of(resumed).passes == report_of(whole).passes
     assert not [file for file in tmp_path.glob("*.partial") if str(process.pid) not in file.name]
     with pytest.raises(sl.MediaError, match="another tuning"):
-        sl.tune(network(), clip(seed=1), budget=3.0, rounds=1, progress=False, checkpoint=path)
+        sl.tune(network(), clip(8, seed=1), budget=3.0, rounds=0, frontier=False, progress=False, checkpoint=path)
     with pytest.raises(sl.MediaError, match="network"):
-        sl.tune(network(1), clip(), budget=3.0, rounds=1, progress=False, checkpoint=path)
+        sl.tune(network(1), clip(8), budget=3.0, rounds=0, frontier=False, progress=False, checkpoint=path)
 
 
 def test_interrupt_keeps_what_was_finished(tmp_path: Path) -> None:

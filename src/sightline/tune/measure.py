@@ -52,7 +52,7 @@ class Outcome:
         smooth: an error that moves with every threshold: noise units where outputs can be subtracted, else `error`.
         macs, seconds: share of the multiply-accumulates; per frame.
         held: on the verification clip, the error on the held-back frames alone.
-        relative, task: other errors; None where there is none.
+        relative, task: other errors; None where there is none. `task` on the verification clip only.
     """
 
     work: float
@@ -234,7 +234,7 @@ class Measurer:
             if self.noise is not None:
                 differences.append(squares(dense, output))
             pairs.append(self._pair(index, dense, output, differences))
-            if self.task is not None:
+            if self.task is not None and verify:  # reading detections can take longer than finding them
                 tasks.append(pairs[-1] if self.task.name == self.metric.name else self.task.compare(dense, output))
         stream.reset()
         return self._sum_up(pairs, tasks, differences, seconds, done, whole, self.settings.tuned if verify else 1)
@@ -269,7 +269,7 @@ class Measurer:
         macs = sum(done[first:]) / max(sum(whole[first:]), 1)
         spent = sum(seconds[first:]) / len(seconds[first:])
         work = macs if self.settings.objective == "macs" else spent / self.seconds_dense
-        task = self.task.error(tasks[first:]) if self.task is not None else None
+        task = self.task.error(tasks[first:]) if self.task is not None and tasks else None
         return Outcome(work, error, smooth, macs, spent, held, relative, task)
 
     def _stream(self, noise: str | None) -> Stream:
