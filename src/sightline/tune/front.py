@@ -124,7 +124,7 @@ def tune(
 def _verified(measurer: Measurer, trial: Trial, budget: float) -> Fit:
     """The setting, scaled until held-back frames keep the budget too."""
     measurer.stage = "verification on held-back frames"
-    for share in (1.0, 0.6, 0.3):  # of the frame's threshold, which no factor moves
+    for share in (1.0, 0.6, 0.3, 0.1, 0.0):  # of the frame's threshold, which no factor moves
         index = measurer.frame
         scaled = trial if index is None else trial.moved([share if place == index else 1.0 for place in range(len(trial.values))])
         found = fit(measurer, scaled, budget, verify=True, passes=5)

@@ -112,7 +112,7 @@ def fit(measurer: Measurer, trial: Trial, budget: float, *, verify: bool = False
             power = min(max(math.log(outcome.error / before[1]) / math.log(factor / before[0]), 0.2), 2.0)
         before = (factor, outcome.error)
         factor = _next_factor(factor, outcome.error, budget, power, kept.factor if kept else None, broken[0] if broken else None)
-        if kept is None and factor < 1e-3:
+        if kept is None and factor < 1e-4:
             break
     if kept is None:
         zero = trial.scaled(0.0)
