@@ -25,6 +25,7 @@ from sightline.sites import Grid, Sites
 from sightline.stats import FrameStats, Stats
 from sightline.stream import Stream, stream
 from sightline.thresholds import Thresholds
+from sightline.tune import TuneProgress, TuneReport, tune
 
 if TYPE_CHECKING:
     from sightline import nn, ops
@@ -50,6 +51,8 @@ __all__ = [
     "Stats",
     "Stream",
     "Thresholds",
+    "TuneProgress",
+    "TuneReport",
     "__version__",
     "analyze",
     "build_focused_model",
@@ -62,6 +65,7 @@ __all__ = [
     "ops",
     "set_num_threads",
     "stream",
+    "tune",
 ]
 
 

@@ -62,7 +62,8 @@ def stream(
             `Graph`, an exported program (.pt2), or an `OnnxModel`. Weights are copied when the first frame comes: later changes
             of the model are not seen.
         threshold: a site counts as changed iff ``not (norm(new - held) <= threshold)``. One number >= 0 for all call sites, or a
-            mapping by name (missing names: 0); a `Thresholds` brings its own unit. 0, the default, is exact.
+            mapping by name (missing names: 0); a `Thresholds` brings its own unit, and those of `tune` their
+            norm and noise filter too. 0, the default, is exact.
         threshold_unit: "std": in units of each map's own standard deviation on the first frame (0.03 is mild, 0.1 strong);
             "absolute": in the map's own units.
         input_threshold: the same for the frame itself; default: `threshold`, if that is one number. A string like "15abs" is
@@ -142,6 +143,8 @@ class Stream:
         dtype: torch.dtype | None = None,
         example: torch.Tensor | None = None,
     ) -> None:
+        if isinstance(threshold, Thresholds):  # they mean something else under another norm or filter
+            norm, noise = threshold.norm or norm, noise or threshold.noise
         _one_of("threshold_unit", threshold_unit, ("std", "absolute"))
         _one_of("norm", norm, ("rms", "max", "l2"))
         _one_of("noise", noise, (None, "vote", "block"))
@@ -373,12 +376,15 @@ class Stream:
         if self.thresholds.fixed and list(self.thresholds) == names:
             return
         given = self._default if isinstance(self._default, Mapping) else dict.fromkeys(names, self._default)
+        if isinstance(given, Thresholds):
+            given.check_names(names)
         values = {name: float(given.get(name, 0.0)) for name in names}
         if self._input_threshold is not None and not self._input_absolute and "input" in values:
             values["input"] = self._input_threshold
         edited = dict(self.thresholds)  # before the first frame, or at another size
         fresh = Thresholds({name: edited.get(name, value) for name, value in values.items()}, self.thresholds.unit)
         fresh._fix()
+        fresh.norm, fresh.noise = self._norm, self._noise
         for name in [*given, *(() if self.thresholds.fixed else edited)] if self._strict else ():
             fresh[name]
         self.thresholds = fresh

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,11 @@ class Thresholds(MutableMapping[str, float]):
         >>> thresholds["conv1"] = 0.05
         >>> dict(thresholds)
         {'input': 0.1, 'conv1': 0.05}
+
+    Attributes:
+        unit: "std" or "absolute", see `stream`.
+        noise, norm: the input filter and the norm that the values were tuned with, which a stream made from them uses; None: not known.
+        report: of `tune`, where they come from it; not saved.
     """
 
     def __init__(self, values: Mapping[str, float] | None = None, unit: str = "std") -> None:
@@ -38,6 +43,9 @@ class Thresholds(MutableMapping[str, float]):
         self._fixed = False
         self.unit = unit
         self.version = 0  # counts edits, so that a stream sees them without comparing
+        self.noise: str | None = None
+        self.norm: str | None = None
+        self.report: Any = None
         for name, value in (values or {}).items():
             self[name] = value
 
@@ -89,7 +97,8 @@ class Thresholds(MutableMapping[str, float]):
         Raises:
             MediaError: the file cannot be written.
         """
-        content: dict[str, Any] = {"format": _FORMAT, "version": 1, "unit": self.unit, "thresholds": self._values}
+        tuned = {} if self.norm is None else {"noise": self.noise, "norm": self.norm}
+        content: dict[str, Any] = {"format": _FORMAT, "version": 1, "unit": self.unit, **tuned, "thresholds": self._values}
         try:
             Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
@@ -102,20 +111,60 @@ class Thresholds(MutableMapping[str, float]):
             MediaError: the file cannot be read or is not a thresholds file.
             ThresholdError: it was saved for another network (names missing or unknown), or in another unit.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise MediaError(f"cannot read thresholds from '{path}': {error}.") from error
-        if not isinstance(content, dict) or content.get("format") != _FORMAT or not isinstance(content.get("thresholds"), dict):
-            raise MediaError(f"'{path}' is not a thresholds file; write one with `stream.thresholds.save(path)`.")
-        try:
-            values = Thresholds(content["thresholds"])
-        except (TypeError, ValueError) as error:
-            raise MediaError(f"cannot read thresholds from '{path}': {error}.") from error
+        content, values = _read(path)
         if content.get("unit") != self.unit:
             raise ThresholdError(f"'{path}' holds thresholds in unit '{content.get('unit')}', this stream uses '{self.unit}'.")
+        for key in ("norm", "noise") if self.fixed and self.norm is not None and "norm" in content else ():
+            if content.get(key) != getattr(self, key):
+                raise ThresholdError(
+                    f"'{path}' was tuned with {key}={content.get(key)!r}, this stream uses {getattr(self, key)!r}. "
+                    "Make the stream from Thresholds.read(path)."
+                )
         if self._fixed and set(values) != set(self):
-            odd = sorted(set(values) ^ set(self))
-            raise ThresholdError(f"'{path}' was saved for another network: {len(odd)} call sites differ, the first is '{odd[0]}'.")
-        self._values = dict(values)
+            raise self._foreign(values, f"'{path}' was")
+        self._values = values
         self.version += 1
+
+    @classmethod
+    def read(cls, path: str | Path) -> Thresholds:
+        """Thresholds from a file, with their unit and what they were tuned with; a stream made from them checks that the network fits.
+
+        Raises:
+            MediaError: the file cannot be read or is not a thresholds file.
+        """
+        content, values = _read(path)
+        thresholds = cls(values, str(content.get("unit")))
+        thresholds.noise, thresholds.norm = content.get("noise"), content.get("norm")
+        thresholds._fix()
+        return thresholds
+
+    def check_names(self, names: Iterable[str]) -> None:
+        """Compares with the call sites of a network, if the set of names is fixed.
+
+        Raises:
+            ThresholdError: they are those of another network.
+        """
+        names = set(names)
+        if self._fixed and names != set(self):
+            raise self._foreign(names, "these thresholds were")
+
+    def _foreign(self, names: Iterable[str], what: str) -> ThresholdError:
+        odd = sorted(set(names) ^ set(self))
+        return ThresholdError(f"{what} saved for another network: {len(odd)} call sites differ, the first is '{odd[0]}'.")
+
+
+def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """The whole content of a thresholds file, and its values, checked."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MediaError(f"cannot read thresholds from '{path}': {error}.") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT or not isinstance(content.get("thresholds"), dict):
+        raise MediaError(f"'{path}' is not a thresholds file; write one with `stream.thresholds.save(path)`.")
+    for key, allowed in (("unit", ("std", "absolute")), ("noise", (None, "vote", "block")), ("norm", (None, "rms", "max", "l2"))):
+        if content.get(key) not in allowed:
+            raise MediaError(f"cannot read thresholds from '{path}': '{key}' is {content.get(key)!r}, expected one of {allowed}.")
+    try:
+        return content, dict(Thresholds(content["thresholds"]))
+    except (TypeError, ValueError) as error:
+        raise MediaError(f"cannot read thresholds from '{path}': {error}.") from error

@@ -98,6 +98,9 @@ def stream_command(
         float, typer.Option(min=0.0, help="How much a value may move before it counts: 0 exact, 0.03 mild, 0.1 strong.")
     ] = 0.03,
     threshold_unit: Annotated[str, typer.Option(help="std (of each map on the first frame) or absolute.")] = "std",
+    thresholds: Annotated[
+        Path | None, typer.Option(help="File of `sightline tune`, instead of --threshold; brings unit and noise.")
+    ] = None,
     input_threshold: Annotated[
         str | None, typer.Option(help="The same for the input frame; '15abs' is in the network's input units. Default: --threshold.")
     ] = None,
@@ -139,7 +142,7 @@ def stream_command(
         job = stream.make_job(options, video)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    job.weights, job.output, job.report, job.json = weights, output, report, json
+    job.weights, job.thresholds, job.output, job.report, job.json = weights, thresholds, output, report, json
     job.samples, job.frames, job.start, job.blur, job.device, job.threads = samples, frames, start, blur, device, threads
     with plain_errors():
         interrupted = stream.run(job, quiet)
@@ -204,6 +207,49 @@ def focus_command(
     job.runs, job.images, job.device, job.threads = runs, images, device, threads
     with plain_errors():
         interrupted = focus.run(job, quiet)
+    _finish(interrupted)
+
+
+@app.command("tune", epilog="Example: sightline tune gate.mp4 --model torchvision:resnet50 --weights DEFAULT --output thresholds.json")
+def tune_command(
+    video: Video,
+    model: Annotated[str, typer.Option("--model", "-m", help="torchvision:NAME, timm:NAME, path.py:callable, file.pt2 or file.onnx.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Thresholds file to write, for `sightline stream --thresholds`.")],
+    weights: Annotated[str | None, typer.Option(help="State dict or safetensors file, or the library's name for its weights.")] = None,
+    budget: Annotated[float, typer.Option(help="Largest error on held-back frames, in units of --metric.")] = 1.0,
+    metric: Annotated[str, typer.Option(help="noise (of one grey level), relative, top1, iou, detection_f1 or keypoints.")] = "noise",
+    method: Annotated[str, typer.Option(help="knapsack, or greedy (front to back).")] = "knapsack",
+    objective: Annotated[str, typer.Option(help="What is saved: macs or seconds (measured).")] = "macs",
+    noise: Annotated[str, typer.Option(help="Input filter: search, none, vote or block.")] = "search",
+    frames: Annotated[int, typer.Option(min=1, help="Frames to tune on and to verify on, together.")] = 40,
+    start: Annotated[int, typer.Option(min=0, help="Frames to skip first.")] = 0,
+    holdout: Annotated[float, typer.Option(help="Share of the frames, at the end, that is only verified on.")] = 0.25,
+    checkpoint: Annotated[Path | None, typer.Option(help="Where finished passes are kept. Default: beside --output, until done.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Picture of saving against error to write (.png, .svg, .pdf).")] = None,
+    json: Json = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Input of the network. Default: the video's, in multiples of 32.")] = None,
+    mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="As for stream.")] = None,
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="As for stream.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Factor on the pixels 0..255. Default: 1/255.")] = None,
+    bgr: Annotated[bool, typer.Option("--bgr", help="The network wants blue first; --mean and --std then come in that order too.")] = False,
+    backend: Backend = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Find thresholds that save most while the error stays within a budget."""
+    from sightline.cli import stream, tune
+
+    options = stream.StreamOptions(model=model, weights=weights, size=size, mean=mean, std=std, scale=scale, bgr=bgr, backend=backend)
+    try:
+        job = tune.make_job(
+            options, video, output, budget=budget, metric=metric, method=method, objective=objective, noise=noise, frames=frames,
+            start=start, holdout=holdout, checkpoint=checkpoint, picture=picture, json=json, device=device, threads=threads,
+        )  # fmt: skip
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    with plain_errors():
+        interrupted = tune.run(job, quiet)
     _finish(interrupted)
 
 

@@ -31,6 +31,7 @@ from sightline.report.data import FrameRecord, MeasureRecord, RunReport, SampleR
 from sightline.report.html import Thumbnail, render
 from sightline.tasks import NoTask, Task, choose_task, output_tensors
 from sightline.tasks.drawing import beside, heat_overlay
+from sightline.thresholds import Thresholds
 
 _PANEL_WIDTH = 960  # of one of two panels: side by side they still fit common screens and decoders
 _HEAT_SITES = 8
@@ -78,6 +79,7 @@ class Job:
 
     Attributes:
         stream: keyword arguments of `sightline.stream`; `dtype` by its name.
+        thresholds: a file written by ``sightline tune``, instead of `stream`'s threshold; it brings its unit, norm and input filter.
         compare: run the dense network on some frames too.
         samples: on about how many.
         view: "both" (frame and heat side by side), "frame" (full size) or "heat".
@@ -88,6 +90,7 @@ class Job:
     weights: str | None = None
     title: str = "Sightline report"
     stream: dict[str, Any] = field(default_factory=dict)
+    thresholds: Path | None = None
     size: tuple[int, int] | None = None
     start: int = 0
     frames: int | None = None
@@ -497,6 +500,8 @@ def widened(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
 def _make_stream(loaded: LoadedModel, job: Job) -> Any:
     factory = importlib.import_module("sightline").stream
     options = {**job.stream, "dtype": getattr(torch, job.stream["dtype"])} if "dtype" in job.stream else job.stream
+    if job.thresholds is not None:
+        options = {**options, "threshold": Thresholds.read(job.thresholds)}
     try:
         return factory(loaded.model, **options)
     except SightlineError:
@@ -553,6 +558,7 @@ def shrunk(image: Image, width: int = 1280) -> Image:
 def _settings(job: Job, preprocess: Preprocess) -> dict[str, Any]:
     return {
         **job.stream,
+        **({} if job.thresholds is None else {"threshold": str(job.thresholds)}),
         "weights": job.weights or "as in the file, or random",
         "scale": preprocess.scale,
         "mean": list(preprocess.mean or ()),

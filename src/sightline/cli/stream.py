@@ -29,6 +29,7 @@ class StreamOptions:
     """Options as they stand on the command line, before they are checked."""
 
     model: str
+    weights: str | None = None
     threshold: float = 0.03
     threshold_unit: str = "std"
     input_threshold: str | None = None
@@ -78,7 +79,7 @@ def make_job(options: StreamOptions, video: str) -> Job:
             **({} if options.dtype is None else {"dtype": options.dtype}),
         },
         size=parse_size(options.size) if options.size else None,
-        preprocess=_preprocess(options),
+        preprocess=parse_preprocess(options),
         task=options.task,
         view=options.view,
         compare=options.compare == "dense",
@@ -133,7 +134,8 @@ def parse_triple(text: str, option: str) -> tuple[float, float, float]:
     return values[0], values[1], values[2]
 
 
-def _preprocess(options: StreamOptions) -> Preprocess:
+def parse_preprocess(options: StreamOptions) -> Preprocess:
+    """What the options say about pixels."""
     return Preprocess(
         scale=1.0 / 255.0 if options.scale is None else options.scale,
         mean=None if options.mean is None else parse_triple(options.mean, "--mean"),
