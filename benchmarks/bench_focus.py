@@ -44,10 +44,18 @@ def check_steps(focused: sl.Focused, what: str) -> float:
     """Recomputes every step densely in PyTorch from the maps that it read; at its sites they agree, elsewhere it holds 0."""
     running: Any = focused._running
     executor, worst = running.executor, 0.0
+    inside: dict[Any, Tensor] = {}  # values of steps that are not held
+
+    def read(node: Any) -> Any:
+        return inside[node] if node in inside else executor.value(node)
+
     for step in running.plan.steps:
         if step.head.op in {"input", "constant"} or executor.where(step)[1] == "a view":
             continue
-        want, got = run_chain(step.nodes, executor.value), executor.value(step.output)
+        want, got = run_chain(step.nodes, read), executor.value(step.output)
+        if not executor.holds(step):
+            inside[step.output] = want * running.masks[step][:, None] if running.masks else want
+            continue
         if want.dim() == 4:
             sites = executor.sites_mask(step)[:, None].expand_as(want)
             if bool(got[~sites].any()):
