@@ -298,7 +298,9 @@ class Stream:
         signature = (tuple(frame.shape), frame.dtype, frame.device)
         if self._signature_of_plan != signature:
             try:
-                plan = make_plan(graph_of(self._model, frame))
+                # Thresholds stop changes on the wide maps of depthwise blocks too; where there are none, those maps need not be held.
+                exact = not isinstance(self._default, Mapping) and self._default == 0
+                plan = make_plan(graph_of(self._model, frame), hold_all=not exact)
             except CaptureError as error:
                 if not isinstance(self._model, nn.Module) or self._backend == "native":
                     raise
@@ -330,7 +332,7 @@ class Stream:
         """A stream of one part of the model, with this stream's settings."""
         part = Stream(
             module,
-            0.0 if isinstance(self._default, Mapping) else self._default,  # a mapping is applied by full name, below
+            {} if isinstance(self._default, Mapping) else self._default,  # a mapping is applied by full name, below
             threshold_unit=self.thresholds.unit,
             norm=self._norm,
             noise=self._noise,
