@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import oracle
-import sightline as sl
 from networks import video
 from sightline import kernels
 from sightline.graph import blocks, rules
@@ -234,16 +233,6 @@ def test_no_step_is_both_an_end_and_inside() -> None:
         _, plan, _ = build(name)
         ends = {step.inside for step in plan.steps if step.inside is not None}
         assert not any(step.inside is not None for step in ends), name
-
-
-def test_a_stream_that_is_given_thresholds_holds_all_maps() -> None:
-    make, shape, _ = NETWORKS["inverted residual"]
-    model, frame = make().eval(), torch.rand(shape)
-    exact, mild, named = sl.stream(model, 0.0, example=frame), sl.stream(model, 0.03, example=frame), sl.stream(model, {}, example=frame)
-    assert set(exact.thresholds) < set(mild.thresholds) == set(named.thresholds)
-    for stream in (exact, named):
-        oracle.assert_law([stream(frame)], [model(frame).detach()], [copy.deepcopy(model).double()(frame.double()).detach()])
-    assert exact.memory()["total"] < named.memory()["total"]
 
 
 def test_small_maps_are_held(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -298,9 +298,7 @@ class Stream:
         signature = (tuple(frame.shape), frame.dtype, frame.device)
         if self._signature_of_plan != signature:
             try:
-                # Thresholds stop changes on the wide maps of depthwise blocks too; where there are none, those maps need not be held.
-                exact = not isinstance(self._default, Mapping) and self._default == 0
-                plan = make_plan(graph_of(self._model, frame), hold_all=not exact)
+                plan = make_plan(graph_of(self._model, frame))
             except CaptureError as error:
                 if not isinstance(self._model, nn.Module) or self._backend == "native":
                     raise
@@ -332,7 +330,7 @@ class Stream:
         """A stream of one part of the model, with this stream's settings."""
         part = Stream(
             module,
-            {} if isinstance(self._default, Mapping) else self._default,  # a mapping is applied by full name, below
+            0.0 if isinstance(self._default, Mapping) else self._default,  # a mapping is applied by full name, below
             threshold_unit=self.thresholds.unit,
             norm=self._norm,
             noise=self._noise,

@@ -5,9 +5,8 @@ A depthwise convolution does little work on wide maps; around it stand a convolu
 computed in one pass, and only the last map is held and has a threshold. An executor may still hold the maps in between, with
 threshold 0: the results are the same.
 
-What it costs: the first convolution runs wherever a window reads, also where nothing changed. On small maps that outweighs the traffic,
-which stays in a cache anyway; there all maps are held. And two places for thresholds are gone: a stream that was given thresholds
-holds everything (`make_plan(hold_all=True)`).
+What it costs: the first convolution runs wherever a window reads, also where nothing changed, and two thresholds are gone that would
+have stopped some changes. On small maps that outweighs the traffic, which stays in a cache anyway; there all maps are held.
 """
 
 from __future__ import annotations

@@ -93,13 +93,8 @@ class Plan:
         return sum(step.macs for step in self.steps)
 
 
-def make_plan(graph: Graph, *, hold_all: bool = False) -> Plan:
-    """Simplifies a graph, fuses what belongs together and orders the steps.
-
-    Args:
-        graph: what was captured.
-        hold_all: every step's map is held and may have a threshold, also where a later step could compute it as it goes.
-    """
+def make_plan(graph: Graph) -> Plan:
+    """Simplifies a graph, fuses what belongs together and orders the steps."""
     graph = simplify(graph)
     users = graph.users()
     position = {node: i for i, node in enumerate(graph.nodes)}
@@ -119,8 +114,7 @@ def make_plan(graph: Graph, *, hold_all: bool = False) -> Plan:
     steps = [step for _, step in finished]
     steps.sort(key=lambda step: step.head.op not in {"input", "constant"})  # stable: constants first
     steps.sort(key=lambda step: step.head.op != "input")
-    if not hold_all:
-        blocks.mark_blocks(graph, steps, users)
+    blocks.mark_blocks(graph, steps, users)
     for step in steps:
         feeds_someone = any(user for user in users[step.output])
         step.truncates = step.head.op not in _MOVES_ONLY and feeds_someone and step.inside is None

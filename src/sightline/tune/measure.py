@@ -94,7 +94,7 @@ class Measurer:
         self.size = (int(frames[0].shape[3]), int(frames[0].shape[2]))
         self.metric = make_metric(settings.metric, self.size)
         self.scale = pixel_scale_of(frames, settings.pixel_scale)
-        self.base = Stream(model, {}, norm=settings.norm, backend=settings.backend, dtype=settings.dtype)
+        self.base = Stream(model, 0.0, norm=settings.norm, backend=settings.backend, dtype=settings.dtype)
         self.stage, self.expected, self.best = "dense frames", 0, 1.0
         self.points: list[Point] = []
         self.passes = self.frames_run = 0
