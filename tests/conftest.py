@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
 import random
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
