@@ -4,59 +4,11 @@
 
 #include <cmath>
 #include <utility>
-#if defined(__AVX2__) || defined(__AVX512F__)
-#include <immintrin.h>
-#endif
 
-#define SL_CONCAT_(a, b) a##b
-#define SL_CONCAT(a, b) SL_CONCAT_(a, b)
-#define SL_INLINE static inline __attribute__((always_inline))
+#include "isa_vectors.h"
 
 namespace sightline {
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int W = 16;
-#elif defined(__AVX2__)
-constexpr int W = 8;
-#else
-constexpr int W = 4;
-#endif
-
-typedef float VF __attribute__((vector_size(W * 4)));
-typedef int32_t VI __attribute__((vector_size(W * 4)));
-typedef float VFU __attribute__((vector_size(W * 4), aligned(4), may_alias));
-
-SL_INLINE VF set1(float x) { return x - VF{}; }
-SL_INLINE VF load(const float* p) { return *reinterpret_cast<const VFU*>(p); }
-SL_INLINE void store(float* p, VF v) { *reinterpret_cast<VFU*>(p) = v; }
-
-#if defined(__AVX2__) && !defined(__AVX512F__)
-alignas(32) const int32_t kTail[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
-SL_INLINE __m256i tail_mask(int n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kTail + 8 - n)); }
-#endif
-
-// The first n lanes, 0 < n <= W; the others are zero, or stay as they are in memory.
-SL_INLINE VF load_part(const float* p, int n) {
-#if defined(__AVX512F__)
-  return (VF)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
-#elif defined(__AVX2__)
-  return (VF)_mm256_maskload_ps(p, tail_mask(n));
-#else
-  VF v = {};
-  for (int i = 0; i < n; ++i) v[i] = p[i];
-  return v;
-#endif
-}
-SL_INLINE void store_part(float* p, VF v, int n) {
-#if defined(__AVX512F__)
-  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
-#elif defined(__AVX2__)
-  _mm256_maskstore_ps(p, tail_mask(n), (__m256)v);
-#else
-  for (int i = 0; i < n; ++i) p[i] = v[i];
-#endif
-}
 
 // Calls body(first channel, lanes) for whole vectors, then once for what is left; `lanes` is W at compile time in the former.
 template <class F>
@@ -66,9 +18,9 @@ SL_INLINE void by_vectors(int c, F&& body) {
   if (i < c) body(i, c - i);
 }
 SL_INLINE VF get(const float* p, std::integral_constant<int, W>) { return load(p); }
-SL_INLINE VF get(const float* p, int n) { return load_part(p, n); }
+SL_INLINE VF get(const float* p, int n) { return load_tail(p, n); }
 SL_INLINE void put(float* p, VF v, std::integral_constant<int, W>) { store(p, v); }
-SL_INLINE void put(float* p, VF v, int n) { store_part(p, v, n); }
+SL_INLINE void put(float* p, VF v, int n) { store_tail(p, v, n); }
 
 SL_INLINE float sum(VF v) {
 #if defined(__AVX512F__)
@@ -188,9 +140,9 @@ void transpose_block(const float* from, int64_t from_ld, float* to, int64_t to_l
     for (int j = 0; j < W; ++j) store(to + j * to_ld, v[j]);
     return;
   }
-  for (int i = 0; i < W; ++i) v[i] = i < m ? load_part(from + i * from_ld, n) : VF{};
+  for (int i = 0; i < W; ++i) v[i] = i < m ? load_tail(from + i * from_ld, n) : VF{};
   transpose(v);
-  for (int j = 0; j < n; ++j) store_part(to + j * to_ld, v[j], m);
+  for (int j = 0; j < n; ++j) store_tail(to + j * to_ld, v[j], m);
 }
 
 void transpose_all(const float* from, int64_t from_ld, float* to, int64_t to_ld, int m, int n) {
@@ -212,10 +164,10 @@ void pack(const float* from, int64_t ld, int m, int n, const int64_t* offsets, f
     for (int j0 = 0; j0 < n; j0 += W) {
       const int rows = m - i0 < W ? m - i0 : W, columns = n - j0 < W ? n - j0 : W;
       VF v[W];
-      for (int i = 0; i < W; ++i) v[i] = i < rows ? load_part(from + (i0 + i) * ld + j0, columns) : VF{};
+      for (int i = 0; i < W; ++i) v[i] = i < rows ? load_tail(from + (i0 + i) * ld + j0, columns) : VF{};
       transpose(v);
       for (int j = 0; j < columns; ++j)
-        if (offsets[j0 + j] >= 0) store_part(to + offsets[j0 + j] + i0, v[j], rows);
+        if (offsets[j0 + j] >= 0) store_tail(to + offsets[j0 + j] + i0, v[j], rows);
     }
 }
 
@@ -225,9 +177,9 @@ void unpack(const float* from, const int64_t* offsets, int m, int n, float* to, 
     for (int j0 = 0; j0 < n; j0 += W) {
       const int rows = m - i0 < W ? m - i0 : W, columns = n - j0 < W ? n - j0 : W;
       VF v[W];
-      for (int j = 0; j < W; ++j) v[j] = j < columns ? load_part(from + offsets[j0 + j] + i0, rows) : VF{};
+      for (int j = 0; j < W; ++j) v[j] = j < columns ? load_tail(from + offsets[j0 + j] + i0, rows) : VF{};
       transpose(v);
-      for (int i = 0; i < rows; ++i) store_part(to + (i0 + i) * ld + j0, v[i], columns);
+      for (int i = 0; i < rows; ++i) store_tail(to + (i0 + i) * ld + j0, v[i], columns);
     }
 }
 
@@ -326,7 +278,7 @@ void dots(const float* x, const float* weights, int64_t ldw, float* out, int64_t
       acc[0] += load(x + i) * load(w + i);
       i += W;
     }
-    if (i < c) acc[1] += load_part(x + i, c - i) * load_part(w + i, c - i);
+    if (i < c) acc[1] += load_tail(x + i, c - i) * load_tail(w + i, c - i);
     out[f * ldo] = sum(acc[0] + acc[1]);
   }
 }
