@@ -78,13 +78,6 @@ def wants_large():
 """
 
 
-@pytest.fixture
-def networks(tmp_path: Path) -> Path:
-    path = tmp_path / "networks.py"
-    path.write_text(NETWORKS)
-    return path
-
-
 def picture(white: tuple[int, int, int, int] | None = (8, 16, 24, 40), seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 80, (H, W, 3), dtype=np.uint8)
     if white is not None:
@@ -390,15 +383,17 @@ def test_sums_of_a_report() -> None:
         ImageRecord("a", 4, 4, 0.5, 0.4, 0.01, 0.03, 0.01, 0.02, 0.1, 0.2),
         ImageRecord("b", 4, 4, 0.1, 0.2, 0.01, 0.05, 0.01, 0.06, None, None),
     ]
-    report = FocusReport("t", {"skipped": {}}, {}, "box", "zero", {}, {}, clock="CPU time of 1 thread", images=records, dense_engine="X")
+    report = _report(source={"skipped": {}}, clock="CPU time of 1 thread", images=records, dense_engine="X")
     assert (report.area_size, report.mac_share, report.relative_l2) == pytest.approx((0.3, 0.3, 0.1))
     assert report.speedup == pytest.approx(4.0) and report.wall_speedup == pytest.approx(4.0)
     assert "took 0.25 of the dense network's time (X)" in report.verdict and "0.1 (relative L2)" in report.verdict
     records[0].dense_cpu_seconds = records[1].dense_cpu_seconds = 0.005
     assert "does not pay here: it took 2.00 times" in report.verdict
-    assert FocusReport("t", {}, {}, "", "zero", {}, {}, images=[ImageRecord("e", 1, 1, 0, 0, 1, 1, 1, 1, None, None)]).verdict.startswith(
-        "Nothing"
-    )
+    assert _report(images=[ImageRecord("e", 1, 1, 0, 0, 1, 1, 1, 1, None, None)]).verdict.startswith("Nothing")
+
+
+def _report(**fields: Any) -> FocusReport:
+    return FocusReport(**{"title": "t", "source": {}, "model": {}, "area": "box", "mode": "zero", "settings": {}, "versions": {}, **fields})
 
 
 # -- bad input ------------------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from sightline.cli.console import tell
 from sightline.errors import SightlineError
 
 app = typer.Typer(
@@ -41,27 +42,23 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except SightlineError as error:
-        _complain(str(error))
+        tell(str(error))
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        _complain("stopped; no file was written")
+        tell("stopped; no file was written")
         raise typer.Exit(_INTERRUPTED) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains again at exit
         raise typer.Exit(1) from None
     except MemoryError:
-        _complain("the memory is exhausted; use a smaller --size or network")
+        tell("the memory is exhausted; use a smaller --size or network")
         raise typer.Exit(1) from None
     except Exception as error:
         reason = " ".join(str(error).split())
-        _complain(f"this should not have happened ({type(error).__name__}: {reason}); SIGHTLINE_DEBUG=1 shows where, please report it")
+        tell(f"this should not have happened ({type(error).__name__}: {reason}); SIGHTLINE_DEBUG=1 shows where, please report it")
         raise typer.Exit(1) from None
     finally:
         torch_log.setLevel(level)
-
-
-def _complain(sentence: str) -> None:
-    print(f"sightline: {' '.join(sentence.split())}", file=sys.stderr)
 
 
 def _version(wanted: bool) -> None:

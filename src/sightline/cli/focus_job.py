@@ -27,6 +27,7 @@ from sightline.cli.job import (
     difference,
     first_line,
     interruptible,
+    network_settings,
     rounded,
     set_threads,
     shrunk,
@@ -41,7 +42,7 @@ from sightline.models import LoadedModel, load_model
 from sightline.report.data import MeasureRecord
 from sightline.report.focus_data import FocusReport, ImageRecord
 from sightline.report.focus_html import render_focus
-from sightline.report.html import Thumbnail
+from sightline.report.page import Thumbnail
 from sightline.tasks import NoTask, Task, choose_task, output_tensors
 from sightline.tasks.drawing import beside, spotlight
 from sightline.tasks.generic import Map, MapTask
@@ -173,7 +174,7 @@ class _Run:
             model={"name": self.loaded.name},
             area=job.area.text,
             mode=job.mode,
-            settings=_settings(job, self.preprocess),
+            settings={"outside": job.outside, "backend": job.backend, **network_settings(job.weights, self.preprocess, job.device)},
             versions=all_versions(),
             clock=f"CPU time of {count} thread{'' if count == 1 else 's'}",
             runs=job.runs,
@@ -416,17 +417,3 @@ def _panel_size(size: tuple[int, int]) -> tuple[int, int]:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _settings(job: FocusJob, preprocess: Preprocess) -> dict[str, Any]:
-    return {
-        "outside": job.outside,
-        "backend": job.backend,
-        "weights": job.weights or "as in the file, or random",
-        "scale": preprocess.scale,
-        "mean": list(preprocess.mean or ()),
-        "std": list(preprocess.std or ()),
-        "channels": "BGR" if preprocess.bgr else "RGB",
-        "device": job.device,
-        "threads": torch.get_num_threads(),
-    }

@@ -28,7 +28,8 @@ from sightline.graph.ir import Graph
 from sightline.media import Frame, Image, Source, VideoWriter, check_writable, open_source, write_text
 from sightline.models import LoadedModel, load_model
 from sightline.report.data import FrameRecord, MeasureRecord, RunReport, SampleRecord
-from sightline.report.html import Thumbnail, render
+from sightline.report.html import render
+from sightline.report.page import Thumbnail
 from sightline.tasks import NoTask, Task, choose_task, output_tensors
 from sightline.tasks.drawing import beside, heat_overlay
 from sightline.thresholds import Thresholds
@@ -559,14 +560,21 @@ def _settings(job: Job, preprocess: Preprocess) -> dict[str, Any]:
     return {
         **job.stream,
         **({} if job.thresholds is None else {"threshold": str(job.thresholds)}),
-        "weights": job.weights or "as in the file, or random",
+        "start": job.start,
+        "frames": job.frames if job.frames is not None else "all",
+        **network_settings(job.weights, preprocess, job.device),
+    }
+
+
+def network_settings(weights: str | None, preprocess: Preprocess, device: str) -> dict[str, Any]:
+    """What reports say about the network's weights, its input and what it runs on."""
+    return {
+        "weights": weights or "as in the file, or random",
         "scale": preprocess.scale,
         "mean": list(preprocess.mean or ()),
         "std": list(preprocess.std or ()),
         "channels": "BGR" if preprocess.bgr else "RGB",
-        "start": job.start,
-        "frames": job.frames if job.frames is not None else "all",
-        "device": job.device,
+        "device": device,
         "threads": torch.get_num_threads(),
     }
 

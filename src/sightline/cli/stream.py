@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from sightline.cli.console import check_choices, print_files, print_table, progress_bar, tell, warn
 from sightline.cli.job import Job, Preprocess, Progress, run_job
 from sightline.models import parse_spec
-from sightline.report.data import RunReport
 from sightline.tasks import TASKS
 
 _CHOICES = {
@@ -61,10 +58,7 @@ def make_job(options: StreamOptions, video: str) -> Job:
         ValueError: naming the option, what was expected and what came.
     """
     parse_spec(options.model)
-    for name, allowed in _CHOICES.items():
-        if getattr(options, name) not in allowed:
-            named = ", ".join(str(choice) for choice in allowed if choice is not None)
-            raise ValueError(f"--{name.replace('_', '-')}: expected one of {named}; got {getattr(options, name)!r}")
+    check_choices(options, _CHOICES)
     return Job(
         source=video,
         model=options.model,
@@ -154,52 +148,18 @@ def run(job: Job, quiet: bool) -> bool:
     Returns:
         Whether the user stopped it early.
     """
-    with _progress_bar(quiet) as on_progress:
-        report = run_job(job, on_progress)
-    for warning in report.warnings:
-        print(f"sightline: warning: {' '.join(warning.split())}", file=sys.stderr)
-    if report.interrupted:
-        print(f"sightline: stopped after {len(report.frames)} frames; the files hold what was done so far", file=sys.stderr)
-    if not quiet:
-        print_summary(report)
-    return report.interrupted
+    with progress_bar(quiet, "streaming", "reading the video and preparing the network") as show:
 
-
-def print_summary(report: RunReport) -> None:
-    """Print the closing table and where the files lie."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table(title=report.title, title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column()
-    for name, value in report.summary():
-        table.add_row(name, value)
-    console.print(table)
-    console.print(report.verdict, soft_wrap=True, highlight=False)
-    for kind, path in report.outputs.items():
-        console.print(f"{kind}: {path}", soft_wrap=True, highlight=False, markup=False)
-
-
-@contextlib.contextmanager
-def _progress_bar(quiet: bool) -> Iterator[Callable[[Progress], None]]:
-    """A live bar on standard error where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda progress: None
-        return
-    live = TextColumn("{task.fields[live]}")
-    with Bar(TextColumn("streaming"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), live, console=console) as bar:
-        task = bar.add_task("streaming", total=None, live="reading the video and preparing the network")
-
-        def show(progress: Progress) -> None:
+        def on_progress(progress: Progress) -> None:
             saved = 100 * (1 - progress.mac_share)
             words = f"{progress.fps:.1f} fps  input changed {100 * progress.input_density:.1f} %  MACs saved {saved:.1f} %"
-            bar.update(task, completed=progress.done, total=progress.total, live=words)
+            show(progress.done, progress.total, words)
 
-        yield show
+        report = run_job(job, on_progress)
+    warn(report.warnings)
+    if report.interrupted:
+        tell(f"stopped after {len(report.frames)} frames; the files hold what was done so far")
+    if not quiet:
+        print_table(report.title, report.summary(), report.verdict)
+        print_files(report.outputs.items())
+    return report.interrupted

@@ -71,23 +71,20 @@ class MeasureRecord:
     text: str
 
 
-@dataclass
-class RunReport:
-    """Everything that a job measured.
+@dataclass(kw_only=True)
+class JobReport:
+    """What every job measures.
 
     Attributes:
         title: one line.
-        source: name, kind, width, height, fps of what was read.
+        source: name and kind of what was read, and more about it.
         model: name, input width and height, task.
         settings: what the user chose, name to value.
         versions: name to version, and the machine.
-        frames: one record per streamed frame, in order; the first one is computed whole.
-        layers: rows of ``stream.explain()``: site, kind, executor, density, macs, share, note.
-        samples: frames compared with the dense network; empty without a comparison.
-        measures: the task's numbers over the samples.
+        layers: a row per call site.
+        measures: the task's numbers.
         dense_engine: what ran the dense network.
-        macs_dense: multiply-accumulates of one dense frame.
-        state_bytes: memory that the stream holds.
+        macs_dense: multiply-accumulates of one dense frame or picture.
         wall_seconds: the whole job, with decoding, drawing and writing.
         warnings: what went wrong without stopping the job.
         interrupted: whether the user stopped it early.
@@ -99,17 +96,47 @@ class RunReport:
     model: dict[str, Any]
     settings: dict[str, Any]
     versions: dict[str, str]
-    frames: list[FrameRecord] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
-    samples: list[SampleRecord] = field(default_factory=list)
     measures: list[MeasureRecord] = field(default_factory=list)
     dense_engine: str = ""
     macs_dense: float = 0.0
-    state_bytes: int = 0
     wall_seconds: float = 0.0
     warnings: list[str] = field(default_factory=list)
     interrupted: bool = False
     outputs: dict[str, str] = field(default_factory=dict)
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Rows of the closing table, (name, value)."""
+        raise NotImplementedError
+
+    def figures(self) -> dict[str, Any]:
+        """The numbers derived from the records."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON types: the records, and under "summary" the numbers derived from them."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self), "summary": self.figures()}
+
+    def to_json(self) -> str:
+        """The same as text."""
+        return json.dumps(plain(self.to_dict()), indent=2, allow_nan=False) + "\n"
+
+
+@dataclass(kw_only=True)
+class RunReport(JobReport):
+    """Everything that a streaming job measured.
+
+    Attributes:
+        frames: one record per streamed frame, in order; the first one is computed whole.
+        layers: rows of ``stream.explain()``: site, kind, executor, density, macs, share, note.
+        samples: frames compared with the dense network; empty without a comparison.
+        measures: over the samples.
+        state_bytes: memory that the stream holds.
+    """
+
+    frames: list[FrameRecord] = field(default_factory=list)
+    samples: list[SampleRecord] = field(default_factory=list)
+    state_bytes: int = 0
 
     @property
     def steady(self) -> list[FrameRecord]:
@@ -178,10 +205,9 @@ class RunReport:
         rows.append(("state held", f"{self.state_bytes / 2**20:.1f} MiB"))
         return rows
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON types: the records, and under "summary" the numbers derived from them."""
-        table: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **asdict(self)}
-        table["summary"] = {
+    def figures(self) -> dict[str, Any]:
+        """The numbers derived from the records."""
+        return {
             "frames": len(self.frames),
             "input_density": self.input_density,
             "mac_share": self.mac_share,
@@ -195,11 +221,6 @@ class RunReport:
             "measures": {measure.key: measure.value for measure in self.measures},
             "verdict": self.verdict,
         }
-        return table
-
-    def to_json(self) -> str:
-        """The same as text."""
-        return json.dumps(plain(self.to_dict()), indent=2, allow_nan=False) + "\n"
 
 
 def plain(value: Any) -> Any:

@@ -6,35 +6,17 @@ them without scripts (scripts only sort the table and read values off the charts
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import PurePath
 from typing import Any
 
-from sightline.extras import need
-from sightline.media import Image
 from sightline.report.data import RunReport
+from sightline.report.page import Thumbnail, engineering, markup, render_page
 
 _WIDTH, _HEIGHT = 960, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 28, 20, 36
 _POINTS = 1200  # more than a screen has columns; longer runs are thinned, peaks kept
-
-
-@dataclass
-class Thumbnail:
-    """A picture for the page.
-
-    Attributes:
-        image: (h, w, 3) RGB.
-        caption: a line below it.
-    """
-
-    image: Image
-    caption: str
 
 
 @dataclass
@@ -68,34 +50,11 @@ def render(report: RunReport, thumbnails: Sequence[Thumbnail] = ()) -> str:
     Raises:
         MissingPackageError: without jinja2 or Pillow.
     """
-    environment, markup = page_templates()
     most = max((work(row) for row in report.layers), default=0.0)
-    page: str = environment.get_template("template.html.j2").render(
-        report=report,
-        source_name=PurePath(str(report.source.get("name", ""))).name,
-        summary=report.summary(),
-        charts=[(title, markup(svg), legend) for title, svg, legend in _charts(report)],
-        layers=[layer_row(row, most) for row in report.layers],
-        thumbnails=[(data_uri(thumbnail.image), thumbnail.caption, thumbnail.image.shape) for thumbnail in thumbnails],
-        facts=_facts(report),
-    )
-    return page
-
-
-def page_templates() -> tuple[Any, Any]:
-    """The environment that finds this package's templates, and the class of text that they take as it is.
-
-    Raises:
-        MissingPackageError: without jinja2.
-    """
-    jinja2 = need("jinja2", "write the HTML report")
-    folder = resources.files("sightline.report")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
-    )  # fmt: skip
-    markup = jinja2.filters.Markup if hasattr(jinja2.filters, "Markup") else need("markupsafe", "write the HTML report").Markup
-    return environment, markup
+    facts = [("Settings", report.settings), ("Source", report.source), ("Network", report.model), ("Versions and machine", report.versions)]
+    charts = [(title, markup(svg), legend) for title, svg, legend in _charts(report)]
+    layers = [layer_row(row, most) for row in report.layers]
+    return render_page("template.html.j2", report, thumbnails, facts, charts=charts, layers=layers)
 
 
 def _charts(report: RunReport) -> list[tuple[str, str, list[tuple[str, str]]]]:
@@ -211,38 +170,3 @@ def layer_row(row: dict[str, Any], most: float) -> dict[str, Any]:
 def work(row: dict[str, Any]) -> float:
     """Work done at a call site, as a share of the dense network's."""
     return float(row.get("density") or 0.0) * float(row.get("share") or 0.0)
-
-
-def engineering(number: float) -> str:
-    """A large number with three digits and k, M or G."""
-    for factor, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= factor:
-            return f"{number / factor:.3g} {suffix}"
-    return f"{number:.3g}"
-
-
-def _facts(report: RunReport) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The tables at the end: title, rows."""
-    groups: list[tuple[str, dict[str, Any]]] = [
-        ("Settings", report.settings),
-        ("Source", report.source),
-        ("Network", report.model),
-        ("Versions and machine", report.versions),
-    ]
-    return [(title, [(str(key).replace("_", " "), shown(value)) for key, value in table.items()]) for title, table in groups]
-
-
-def shown(value: Any) -> str:
-    """A setting as tables show it."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(shown(item) for item in value)
-    return "none" if value is None or value == "" else str(value)
-
-
-def data_uri(image: Image) -> str:
-    """A picture as the address of itself, to stand in a page."""
-    buffer = io.BytesIO()
-    need("PIL.Image", "write the HTML report").fromarray(image).save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
