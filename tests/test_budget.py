@@ -297,7 +297,7 @@ def test_none_given_means_a_mild_family_in_either_unit() -> None:
         if step.truncates:
             wanted = relative.thresholds[step.name] * relative._std[step]
             assert absolute.thresholds[step.name] == pytest.approx(wanted, rel=0.05)
-    assert absolute.thresholds["input"] == pytest.approx(1.2 * GREY, rel=1e-3)
+    assert absolute.thresholds["input"] == pytest.approx(0.4 * GREY, rel=1e-3)
 
 
 def test_an_absolute_input_threshold_is_scaled_too() -> None:

@@ -63,8 +63,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[FakeStream]:
     """Replace the stream by its stand-in; the list holds those that were made."""
     made: list[FakeStream] = []
 
-    def make(loaded: LoadedModel, what: job.Job) -> FakeStream:
-        made.append(FakeStream(loaded.model, **what.stream))
+    def make(loaded: LoadedModel, what: job.Job, more: dict[str, Any]) -> FakeStream:
+        made.append(FakeStream(loaded.model, **what.stream, **more))
         return made[-1]
 
     monkeypatch.setattr(job, "_make_stream", make)

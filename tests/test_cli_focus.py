@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 import sightline as sl
 from sightline.cli import focus, focus_job
 from sightline.cli.app import app
-from sightline.cli.focus_area import AreaChoice, Detector
+from sightline.cli.focus_area import Detector
 from sightline.cli.focus_split import split_network
+from sightline.cli.inside import AreaChoice
 from sightline.cli.pictures import natural, open_pictures, read_mask, read_picture
 from sightline.errors import CaptureError, MediaError
 from sightline.media import open_source

@@ -111,6 +111,8 @@ class BudgetStats:
 
     Attributes:
         target: in words.
+        metric: "noise", "relative" or "seconds".
+        goal: the target as a number, in units of the metric.
         factor: on all thresholds of ``stream.thresholds`` now.
         error: measured at the last check, in units of the metric; None before the first one, and with a time target.
         mean_error: root of the mean square of the errors of all checks since the start.
@@ -122,6 +124,8 @@ class BudgetStats:
     """
 
     target: str
+    metric: str
+    goal: float
     factor: float = 1.0
     error: float | None = None
     mean_error: float | None = None
@@ -149,7 +153,8 @@ class Control:
 
     def __init__(self, budget: Budget, factor: float = 1.0) -> None:
         self.budget = budget
-        self.stats = BudgetStats(budget.text, factor)
+        metric, goal = (budget.metric, budget.error) if budget.error is not None else ("seconds", budget.seconds or 0.0)
+        self.stats = BudgetStats(budget.text, metric, goal, factor)
         self._frames = 0  # since the start
         self._next = min(_FIRST_CHECK, budget.every)
         self._gap = self._next
@@ -268,7 +273,7 @@ class Control:
 
 
 def starting_thresholds(names: Sequence[str], gates: Sequence[str], grey: float) -> dict[str, float]:
-    """Thresholds to begin with where none are given: a mild level that falls along the network.
+    """Thresholds to begin with where none are given: a low level, from which the first checks rise fast, falling along the network.
 
     Args:
         names: call sites that take a threshold, in execution order.
@@ -279,5 +284,5 @@ def starting_thresholds(names: Sequence[str], gates: Sequence[str], grey: float)
         Name -> threshold in standard deviations.
     """
     last = max(len(names) - 1, 1)
-    level = {name: 0.03 * 0.5 ** (index / last - 0.5) * (4.0 if name in gates else 1.0) for index, name in enumerate(names)}
-    return {name: 1.2 * grey if name == "input" else value for name, value in level.items()}
+    level = {name: 0.01 * 0.5 ** (index / last - 0.5) * (4.0 if name in gates else 1.0) for index, name in enumerate(names)}
+    return {name: 0.4 * grey if name == "input" else value for name, value in level.items()}

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sightline.cli.console import check_choices, print_files, print_table, progress_bar, tell, warn
-from sightline.cli.focus_area import AreaChoice, Box
 from sightline.cli.focus_job import FocusJob, Progress, run_focus_job
+from sightline.cli.inside import AreaChoice, parse_box
 from sightline.cli.job import Preprocess
 from sightline.cli.stream import parse_size, parse_triple
 from sightline.models import parse_spec
@@ -120,24 +120,6 @@ def _area(options: FocusOptions) -> AreaChoice:
         score=0.5 if options.score is None else options.score,
         margin=options.margin or 0,
     )
-
-
-def parse_box(text: str) -> Box:
-    """Read ``y0,x0,y1,x1``: whole pixels, the end not included.
-
-    >>> parse_box("10,20,110,220")
-    (10, 20, 110, 220)
-    """
-    try:
-        values = [int(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) != 4:
-        raise ValueError(f"--box: expected y0,x0,y1,x1 in whole pixels, for example 100,200,300,500; got {text!r}")
-    y0, x0, y1, x1 = values
-    if y1 <= y0 or x1 <= x0:
-        raise ValueError(f"--box: y1 must be larger than y0 and x1 than x0 (top, left, bottom, right); got {text!r}")
-    return y0, x0, y1, x1
 
 
 def run(job: FocusJob, quiet: bool) -> bool:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sightline.budget import Budget
 from sightline.cli.console import check_choices, print_files, print_table, progress_bar, tell, warn
+from sightline.cli.inside import parse_area
 from sightline.cli.job import Job, Preprocess, Progress, run_job
 from sightline.models import parse_spec
 from sightline.tasks import TASKS
@@ -42,6 +46,9 @@ class StreamOptions:
     view: str = "both"
     backend: str = "auto"
     dtype: str | None = None
+    budget: str | None = None
+    check: int | None = None
+    aoi: Sequence[str] = ()
 
 
 def make_job(options: StreamOptions, video: str) -> Job:
@@ -77,6 +84,9 @@ def make_job(options: StreamOptions, video: str) -> Job:
         task=options.task,
         view=options.view,
         compare=options.compare == "dense",
+        budget=parse_budget(options.budget) if options.budget is not None else None,
+        check=options.check,
+        area=parse_area(options.aoi, "--aoi") if options.aoi else None,
     )
 
 
@@ -90,6 +100,24 @@ def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
     if not (width.isdecimal() and height.isdecimal() and int(width) > 0 and int(height) > 0):
         raise ValueError(f"{option}: expected WIDTHxHEIGHT, for example 896x512; got {text!r}")
     return int(width), int(height)
+
+
+def parse_budget(text: str) -> Budget:
+    """Read an error in noise units, or a time per frame with its unit.
+
+    >>> parse_budget("1.5").error, parse_budget("20ms").seconds, parse_budget("0.1s").seconds
+    (1.5, 0.02, 0.1)
+    """
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[-+]?[0-9]+)?)\s*(ms|s)?\s*", text, re.IGNORECASE)
+    try:
+        number = float(match[1]) if match else 0.0
+    except ValueError:
+        number = 0.0
+    if match is None or not 0 < number < float("inf"):
+        raise ValueError(f"--budget: expected noise units (1.0) or a time per frame (20ms), more than 0; got {text!r}")
+    if match[2] is None:
+        return Budget(error=number)
+    return Budget(seconds=number / 1000 if match[2].lower() == "ms" else number)
 
 
 def parse_input_threshold(text: str | None) -> float | str | None:

@@ -112,7 +112,7 @@ def run(job: TuneJob, quiet: bool) -> bool:
         try:
             thresholds = tune(
                 loaded.model, frames, job.budget, job.metric, job.method, holdout=job.holdout, objective=job.objective, noise=job.noise,
-                backend=job.backend, pixel_scale=grey_level(job.preprocess.completed(loaded.mean, loaded.std)), progress=count,
+                backend=job.backend, pixel_scale=job.preprocess.completed(loaded.mean, loaded.std).grey_level, progress=count,
                 checkpoint=checkpoint,
             )  # fmt: skip
         except ValueError as error:
@@ -148,15 +148,6 @@ def read_frames(job: TuneJob, loaded: LoadedModel) -> list[torch.Tensor]:
     with open_source(job.source, start=job.start, frames=job.frames) as source:
         size = job.size or loaded.size or rounded(source.size)
         return [preprocess(frame.rgb(size), device) for frame in source]
-
-
-def grey_level(preprocess: Preprocess) -> list[float]:
-    """One grey level of a picture in units of the network's input, per channel.
-
-    >>> grey_level(Preprocess(scale=1.0, std=(2.0, 4.0, 5.0)))
-    [0.5, 0.25, 0.2]
-    """
-    return [abs(preprocess.scale / value) for value in preprocess.std or (1.0, 1.0, 1.0)]
 
 
 def _document(job: TuneJob, thresholds: Thresholds, report: TuneReport) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class FrameRecord:
         input_density: share of the input positions that counted as changed, 0 to 1.
         mac_share: multiply-accumulates done, as a share of the dense network's, 0 to 1.
         note: what was found in it, in a few words.
+        factor: on all thresholds, with a budget; else None.
     """
 
     index: int
@@ -32,6 +33,7 @@ class FrameRecord:
     input_density: float
     mac_share: float
     note: str = ""
+    factor: float | None = None
 
 
 @dataclass
@@ -52,6 +54,23 @@ class SampleRecord:
     relative_l2: float
     max_abs: float
     agreement: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class CheckRecord:
+    """One frame on which the error was measured in noise units, or in the metric of the budget.
+
+    Attributes:
+        index: position in the source.
+        error: against dense.
+        mac_share: mean share of the dense work of the frames since the check before.
+        dense_output: the output of this frame is that of the dense run (checks of a budget).
+    """
+
+    index: int
+    error: float
+    mac_share: float
+    dense_output: bool = False
 
 
 @dataclass
@@ -132,11 +151,17 @@ class RunReport(JobReport):
         samples: frames compared with the dense network; empty without a comparison.
         measures: over the samples.
         state_bytes: memory that the stream holds.
+        checks: frames on which the error was measured in noise units.
+        budget: how the stream's budget stands at the end, see `sightline.BudgetStats`; None without one.
+        tuning: what the thresholds file says about its tuning; None without one.
     """
 
     frames: list[FrameRecord] = field(default_factory=list)
     samples: list[SampleRecord] = field(default_factory=list)
     state_bytes: int = 0
+    checks: list[CheckRecord] = field(default_factory=list)
+    budget: dict[str, Any] | None = None
+    tuning: dict[str, Any] | None = None
 
     @property
     def steady(self) -> list[FrameRecord]:
@@ -199,10 +224,32 @@ class RunReport(JobReport):
             rows.append(
                 (f"error on {len(self.samples)} frames", f"{median([s.relative_l2 for s in self.samples]):.3g} relative L2 (median)")
             )
+        rows.extend(self._checked())
         rows.extend((measure.label, measure.text) for measure in self.measures)
         if self.wall_seconds > 0:
             rows.append(("whole job", f"{self.wall_seconds:.1f} s, {len(self.frames) / self.wall_seconds:.1f} frames a second"))
         rows.append(("state held", f"{self.state_bytes / 2**20:.1f} MiB"))
+        return rows
+
+    @property
+    def check_unit(self) -> str:
+        """What the errors of the checks are counted in."""
+        return "relative L2" if self.budget is not None and self.budget["metric"] == "relative" else "noise units"
+
+    @property
+    def checked_error(self) -> float | None:
+        """Root of the mean square of the errors of the checks; None without any."""
+        return math.sqrt(mean([check.error**2 for check in self.checks])) if self.checks else None
+
+    def _checked(self) -> list[tuple[str, str]]:
+        """Rows about checks and budget."""
+        rows = []
+        if self.checked_error is not None:
+            count = len(self.checks)
+            rows.append((f"error at {count} check{'' if count == 1 else 's'}", f"{self.checked_error:.3g} {self.check_unit}"))
+        if self.budget is not None:
+            runs = f", {self.budget['dense_runs']} dense runs for its checks" if self.budget["dense_runs"] else ""
+            rows.append(("budget", f"{self.budget['target']}; thresholds x {self.budget['factor']:.3g} at the end{runs}"))
         return rows
 
     def figures(self) -> dict[str, Any]:
@@ -218,6 +265,8 @@ class RunReport(JobReport):
             "relative_l2_median": median([sample.relative_l2 for sample in self.samples]) if self.samples else None,
             "relative_l2_max": max((sample.relative_l2 for sample in self.samples), default=None),
             "max_abs_max": max((sample.max_abs for sample in self.samples), default=None),
+            "checked_error": self.checked_error,
+            "check_unit": self.check_unit,
             "measures": {measure.key: measure.value for measure in self.measures},
             "verdict": self.verdict,
         }
