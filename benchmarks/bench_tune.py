@@ -19,8 +19,8 @@ from torch import Tensor
 import sightline as sl
 from sightline import media
 from sightline.models import load_model
+from sightline.pixels import pixel_scale_of
 from sightline.tune.metrics import make_metric, squares, task_metric
-from sightline.tune.pixels import pixel_scale_of
 
 MOTORWAY = Job("classes, motorway", "efficientnet_lite0_fp16.safetensors", "traffic_camera.mp4", (224, 224), (127.5,) * 3, (127.5,) * 3)
 _KEPT: list[Any] = []
