@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +30,7 @@ from sightline.graph.prepare import check_frame, graph_of
 from sightline.graph.torch_executor import TorchExecutor
 from sightline.partial import PartialModel
 from sightline.stats import Site, Stats
-from sightline.thresholds import Thresholds
+from sightline.thresholds import HELD_GATE, Thresholds
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram  # noqa: TID251  (a name for the type checker only)
@@ -48,6 +49,7 @@ def stream(
     norm: str = "rms",
     noise: str | None = None,
     aoi: AreaOfInterest | None = None,
+    global_ops: str = "exact",
     backend: str = "auto",
     dtype: torch.dtype | None = None,
     example: torch.Tensor | None = None,
@@ -75,10 +77,16 @@ def stream(
         aoi: compute only what changed and is needed for this area of every output; it may be edited or moved between frames. Inside the
             area the output is that of a stream without one, at every frame; outside it holds what was last computed there, or 0.
             Of the frame, only what the area needs is read. None: everywhere.
+        global_ops: what to do with global gates: values without positions that are multiplied, added or spread over a whole map
+            (squeeze-excite, pooled context), so that the map is recomputed whole whenever the gate moves. "exact": they have thresholds like
+            any call site. "hold": a gate keeps its value until it has moved by more than a threshold of its own, 0.25 standard
+            deviations over its channels unless the ordinary one is larger; `thresholds` shows it under the gate's name, and a
+            mapping that names a gate decides. `stats` and `explain()` say how often gates moved.
         backend: "auto" (native where it can, else torch), "native" or "torch".
         dtype: element type to compute in, and of the outputs (those of a model that is captured in parts keep their own); default: the
-            frame's. The native executor takes float32 and bfloat16 (maps and weights; sums are float32). bfloat16 halves the state
-            and, where the CPU has instructions for it (`sightline doctor`), the time; elsewhere it is emulated and slower than float32.
+            frame's, which must be that of the model's weights. The native executor takes float32 and bfloat16 (maps and weights; sums are
+            float32); a float16 model with float16 frames it computes in float32, from weights and frames as they are, and only outputs are
+            rounded to float16. float64, float16 asked for here, and other devices run on the torch executor. bfloat16 halves the state and, where the CPU has instructions for it (`sightline doctor`), the time; elsewhere it is emulated and slower than float32.
         example: a tensor like the frames to come; if given, the model is captured now and not at the first frame.
 
     Returns:
@@ -89,7 +97,7 @@ def stream(
         CaptureError: the model cannot be captured.
         BackendError: backend="native" cannot run this model here.
 
-    Exact when: every threshold is 0 and noise is not "vote"; the native executor is then bit-equal to its own dense run.
+    Exact when: every threshold is 0, noise is not "vote" and no gate is held; the native executor is then bit-equal to its own dense run.
     Cost: of each layer, the share of its sites that can have changed; one copy of every held map as state.
     Source: hold-and-recompute, docs/design.md; compare CBinfer (arXiv 1704.04313) and DeltaCNN (arXiv 2203.03996).
 
@@ -113,6 +121,7 @@ def stream(
         norm=norm,
         noise=noise,
         aoi=aoi,
+        global_ops=global_ops,
         backend=backend,
         dtype=dtype,
         example=example,
@@ -139,6 +148,7 @@ class Stream:
         norm: str = "rms",
         noise: str | None = None,
         aoi: AreaOfInterest | None = None,
+        global_ops: str = "exact",
         backend: str = "auto",
         dtype: torch.dtype | None = None,
         example: torch.Tensor | None = None,
@@ -148,6 +158,7 @@ class Stream:
         _one_of("threshold_unit", threshold_unit, ("std", "absolute"))
         _one_of("norm", norm, ("rms", "max", "l2"))
         _one_of("noise", noise, (None, "vote", "block"))
+        _one_of("global_ops", global_ops, ("exact", "hold"))
         _one_of("backend", backend, ("auto", "native", "torch"))
         if aoi is not None and not isinstance(aoi, AreaOfInterest):
             raise DTypeError(f"`aoi` must be a sightline.AreaOfInterest or None; got {type(aoi).__name__}. Wrap a mask in one.")
@@ -157,6 +168,8 @@ class Stream:
         self._default: float | Mapping[str, float] = threshold if isinstance(threshold, Mapping) else _threshold("threshold", threshold)
         self._input_threshold, suffix = _parse_input_threshold(input_threshold)
         self._norm, self._noise, self._backend, self._dtype = norm, noise, backend, dtype
+        self._global_ops = global_ops
+        self._unset_gates: dict[str, float] = {}  # absolute thresholds of held gates whose unit is not known yet -> what they show
         self._aoi = aoi
         self._needs: Needs | None = None
         self._unitless = False  # with an area: a map has a threshold but no deviation yet, since nothing of it was ever needed
@@ -170,6 +183,7 @@ class Stream:
         self._partial: PartialModel | None = None
         self._std: dict[Step, float] = {}
         self._sites: list[Site] = []
+        self._gates: list[Step] = []  # those among them
         self._input_shown: float | None = None  # what the mapping shows for an absolute `input_threshold`
         self._seen_version = -1
         self.thresholds = Thresholds(unit=threshold.unit if isinstance(threshold, Thresholds) else threshold_unit)
@@ -239,6 +253,8 @@ class Stream:
         assert self._executor is not None
         graph = self._plan.graph
         values = [self._output(self._executor, node) for node in graph.outputs]
+        if self._dtype is None and graph.input.dtype == torch.float16:  # natively that is computed in float32
+            values = [v.to(n.dtype) if isinstance(v, torch.Tensor) and n.dtype else v for v, n in zip(values, graph.outputs, strict=True)]
         return values[0] if graph.output_tree is None else pytree.tree_unflatten(values, graph.output_tree)
 
     def _output(self, executor: Executor, node: Node) -> object:
@@ -275,8 +291,11 @@ class Stream:
     def _count(self, seconds: float) -> None:
         assert self._executor is not None
         if not self._sites:
-            self._sites = [Site(step.name, self._executor.positions(step), step.macs) for step in self._executor.counted]
-        self.stats.add(self._sites, self._executor.site_counts(), seconds)
+            counted = self._executor.counted
+            self._sites = [Site(step.name, self._executor.positions(step), step.macs, step.gate) for step in counted]
+            self._gates = [step for step in counted if step.gate]
+        moved = [self._executor.moved(step) for step in self._gates]
+        self.stats.add(self._sites, self._executor.site_counts(), seconds, moved)
 
     def _checked(self, frame: torch.Tensor) -> torch.Tensor:
         frame = check_frame(frame)
@@ -307,7 +326,7 @@ class Stream:
                 self._partial = PartialModel(self._model, frame, self._part, error)
                 self._signature = self._signature_of_plan = signature
                 return
-            self._lowered = native.lowered_for(plan, self._backend, self._dtype)
+            self._lowered = native.lowered_for(plan, self._backend, self._dtype or native.computed_type(frame.dtype))
             _copy_weights(plan.steps if self._lowered is None else self._lowered.reasons)
             self._plan, self._signature_of_plan, self._partial = plan, signature, None
         if self._partial is not None:
@@ -334,6 +353,7 @@ class Stream:
             threshold_unit=self.thresholds.unit,
             norm=self._norm,
             noise=self._noise,
+            global_ops=self._global_ops,
             backend=self._backend,
             dtype=self._dtype,
         )
@@ -355,8 +375,9 @@ class Stream:
         seconds = time.perf_counter() - start
         parts = list(partial.streams())
         if len(self._sites) != sum(len(part._sites) for _, part in parts):
-            self._sites = [Site(f"{prefix}.{site.name}", site.positions, site.macs) for prefix, part in parts for site in part._sites]
-        self.stats.add(self._sites, [count for _, part in parts for count in part.stats.last_counts], seconds)
+            self._sites = [replace(site, name=f"{prefix}.{site.name}") for prefix, part in parts for site in part._sites]
+        moved = [value for _, part in parts for value in part.stats.last_moved]
+        self.stats.add(self._sites, [count for _, part in parts for count in part.stats.last_counts], seconds, moved)
         names = {f"{prefix}.{name}": value for prefix, part in partial.streams() for name, value in part.thresholds.items()}
         if list(self.thresholds) != list(names):
             known = {**(self._default if isinstance(self._default, Mapping) else {}), **self.thresholds}
@@ -379,6 +400,7 @@ class Stream:
         if isinstance(given, Thresholds):
             given.check_names(names)
         values = {name: float(given.get(name, 0.0)) for name in names}
+        self._hold_gates(values)
         if self._input_threshold is not None and not self._input_absolute and "input" in values:
             values["input"] = self._input_threshold
         edited = dict(self.thresholds)  # before the first frame, or at another size
@@ -390,12 +412,34 @@ class Stream:
         self.thresholds = fresh
         self._input_shown = fresh.get("input")
 
+    def _hold_gates(self, values: dict[str, float]) -> None:
+        """Gives held gates their own thresholds, but those that the user's mapping names."""
+        assert self._plan is not None
+        named = self._default if isinstance(self._default, Mapping) else ()
+        self._unset_gates.clear()
+        for step in self._plan.steps:
+            if self._global_ops == "exact" or not step.gate or step.name in named:
+                continue
+            if self.thresholds.unit == "std":
+                values[step.name] = max(values[step.name], HELD_GATE)
+            else:
+                self._unset_gates[step.name] = values[step.name]
+
+    def _show_held_gates(self, executor: Executor, steps: Iterable[Step]) -> None:
+        """Absolute thresholds of held gates, as soon as the standard deviations are known."""
+        for step in steps:
+            shown = self._unset_gates.pop(step.name, None)
+            if shown is not None and self.thresholds[step.name] == shown:
+                self.thresholds[step.name] = max(shown, HELD_GATE * executor.std(step))
+
     def _apply_thresholds(self) -> None:
         """Turns thresholds into absolute numbers where the executor needs them."""
         executor, plan = self._executor, self._plan
         if executor is None or plan is None or (self._seen_version == self.thresholds.version and not self._unitless):
             return
         self._unitless = False
+        if self._unset_gates and not executor.fresh:
+            self._show_held_gates(executor, plan.steps)
         for step in plan.steps:
             value = self.thresholds[step.name] if step.truncates else 0.0
             if step.head.op == "input" and self._input_absolute and value == self._input_shown:
@@ -447,9 +491,11 @@ class Stream:
                 norm=self._norm,
                 noise=self._noise,
                 aoi=self._aoi,
+                global_ops=self._global_ops,
                 backend=self._backend,
                 dtype=self._dtype,
             )
+            twin._unset_gates = dict(self._unset_gates)
             twin._input_threshold, twin._input_absolute = self._input_threshold, self._input_absolute
             twin._input_shown = self._input_shown
             twin.thresholds.update(self.thresholds)

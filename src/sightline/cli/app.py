@@ -106,6 +106,9 @@ def stream_command(
     ] = None,
     noise: Annotated[str | None, typer.Option(help="Input changes by: vote (of 5x5 pixels) or block (8x8). Default: pixel.")] = None,
     norm: Annotated[str, typer.Option(help="Over channels: rms, max or l2.")] = "rms",
+    global_ops: Annotated[
+        str, typer.Option(help="Squeeze-excite and other global gates: exact, or hold (until they moved by more than their own threshold).")
+    ] = "exact",
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Input of the network. Default: the video's, in multiples of 32.")] = None,
     output: Output = None,
     report: Report = None,
@@ -136,7 +139,7 @@ def stream_command(
 
     options = stream.StreamOptions(
         model=model, threshold=threshold, threshold_unit=threshold_unit, input_threshold=input_threshold, noise=noise, norm=norm,
-        size=size, mean=mean, std=std, scale=scale, bgr=bgr, compare=compare, task=task, view=view, backend=backend, dtype=dtype,
+        size=size, mean=mean, std=std, scale=scale, bgr=bgr, compare=compare, task=task, view=view, backend=backend, dtype=dtype, global_ops=global_ops,
     )  # fmt: skip
     try:
         job = stream.make_job(options, video)

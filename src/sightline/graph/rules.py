@@ -89,12 +89,15 @@ class Rule:
 # -- footprints -------------------------------------------------------------------------------------------------------------------
 
 
+def positions_of(node: Node) -> tuple[int, int, int]:
+    """Positions of a node's value as (n, h, w); anything but a map counts as one position per batch element."""
+    shape = node.shape or (1,)
+    return (shape[0], shape[2], shape[3]) if len(shape) == 4 else (shape[0], 1, 1)
+
+
 def grid_of(node: Node) -> Grid | None:
-    """Positions of a node's value: (n, h, w) of a map, (n, 1, 1) of a vector; None for anything else."""
-    if node.shape is None or len(node.shape) not in {2, 4}:
-        return None
-    n, _, h, w = (*node.shape, 1, 1)[:4]
-    return Grid(n, h, w)
+    """The positions of a map or a vector as a grid; None for anything else."""
+    return Grid(*positions_of(node)) if node.shape is not None and len(node.shape) in {2, 4} else None
 
 
 def _grids(node: Node, operand: int) -> tuple[Grid, Grid] | None:
