@@ -176,9 +176,10 @@ def judge(name: str, kind: str) -> dict[str, Any]:
     macs = macs_of(model, frames[-1]) if stream._partial is not None else sum(r["macs"] for r in rows)
     if kind == "detection":
         assert sum(value.shape[0] for value in oracle.tensors(results[-1])) > 0, "nothing was detected, so nothing was compared"
+    native = sum(r["macs"] for r in rows if r["executor"] == "native")
     return row | {
-        "status": "ok", "relative_error": worst, "macs_share": shares,
-        "macs": macs, "native_macs_share": sum(r["macs"] for r in rows if r["executor"] == "native") / max(macs, 1), "call_sites": len(rows), "parts": stream._partial is not None,
+        "status": "ok", "relative_error": worst, "macs_share": shares, "macs": macs, "native_macs_share": native / max(macs, 1),
+        "call_sites": len(rows), "parts": stream._partial is not None,
         "on_torch": sum(r["executor"] != "native" for r in rows), "ops_on_torch": dense,
     }  # fmt: skip
 

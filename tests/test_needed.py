@@ -29,8 +29,8 @@ from sightline.graph.ir import Node
 from sightline.graph.lower import lower
 from sightline.graph.native import NativeExecutor
 from sightline.graph.needed import Masks, Needs, area_on
-from sightline.graph.rules import positions_of
 from sightline.graph.plan import Plan, Step, make_plan
+from sightline.graph.rules import positions_of
 from sightline.graph.torch_executor import TorchExecutor
 
 NAN = float("nan")

@@ -18,7 +18,8 @@ class Explanation:
 
     Attributes:
         rows: dictionaries with the keys site, op, kind, executor, density (mean, 0 to 1), macs (of a dense run), share (of the
-            network's dense MACs), moved (of a global gate: the share of frames in which it moved; else None), fused (names of call sites computed in the same step) and note (why it is dense, if it is).
+            network's dense MACs), moved (of a global gate: the share of frames in which it moved; else None), fused (names of call sites
+            computed in the same step) and note (why it is dense, if it is).
     """
 
     rows: list[dict[str, Any]]

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Site:
-    """What is counted at one call site: its name, its number of positions, the multiply-accumulates of a dense run, whether it is a gate."""
+    """What is counted at one call site: its name, its number of positions, the multiply-accumulates of a dense run, if it is a gate."""
 
     name: str
     positions: int

@@ -78,15 +78,16 @@ def stream(
             area the output is that of a stream without one, at every frame; outside it holds what was last computed there, or 0.
             Of the frame, only what the area needs is read. None: everywhere.
         global_ops: what to do with global gates: values without positions that are multiplied, added or spread over a whole map
-            (squeeze-excite, pooled context), so that the map is recomputed whole whenever the gate moves. "exact": they have thresholds like
-            any call site. "hold": a gate keeps its value until it has moved by more than a threshold of its own, 0.25 standard
-            deviations over its channels unless the ordinary one is larger; `thresholds` shows it under the gate's name, and a
-            mapping that names a gate decides. `stats` and `explain()` say how often gates moved.
+            (squeeze-excite, pooled context), which must be recomputed whole whenever the gate moves. "exact": gates have thresholds like
+            any call site. "hold": a gate keeps its value until it has moved by more than a threshold of its own: 0.25 standard deviations
+            over its channels, or the ordinary one where that is larger. `thresholds` shows it under the gate's name; a mapping
+            that names a gate decides. `stats` and `explain()` say how often gates moved.
         backend: "auto" (native where it can, else torch), "native" or "torch".
         dtype: element type to compute in, and of the outputs (those of a model that is captured in parts keep their own); default: the
             frame's, which must be that of the model's weights. The native executor takes float32 and bfloat16 (maps and weights; sums are
-            float32); a float16 model with float16 frames it computes in float32, from weights and frames as they are, and only outputs are
-            rounded to float16. float64, float16 asked for here, and other devices run on the torch executor. bfloat16 halves the state and, where the CPU has instructions for it (`sightline doctor`), the time; elsewhere it is emulated and slower than float32.
+            float32). bfloat16 halves the state and, where the CPU has instructions for it (`sightline doctor`), the time; elsewhere it is
+            emulated and slower than float32. float16 models and frames are computed in float32, and only outputs are rounded to float16.
+            float64, float16 if it is asked for here, and other devices run on the torch executor.
         example: a tensor like the frames to come; if given, the model is captured now and not at the first frame.
 
     Returns:

@@ -139,7 +139,8 @@ def stream_command(
 
     options = stream.StreamOptions(
         model=model, threshold=threshold, threshold_unit=threshold_unit, input_threshold=input_threshold, noise=noise, norm=norm,
-        size=size, mean=mean, std=std, scale=scale, bgr=bgr, compare=compare, task=task, view=view, backend=backend, dtype=dtype, global_ops=global_ops,
+        size=size, mean=mean, std=std, scale=scale, bgr=bgr, compare=compare, task=task, view=view, backend=backend, dtype=dtype,
+        global_ops=global_ops,
     )  # fmt: skip
     try:
         job = stream.make_job(options, video)

@@ -282,6 +282,14 @@ def _run_affine(node: Node, inputs: Sequence[Tensor]) -> Tensor:
     return result
 
 
+def _run_channel_norm(node: Node, inputs: Sequence[Tensor]) -> Tensor:
+    x = inputs[0]
+    last = F.layer_norm(
+        x.movedim(1, -1), (x.shape[1],), _cast(node.attrs["scale"], x), _cast(node.attrs["shift"], x), node.attrs["epsilon"]
+    )
+    return last.movedim(-1, 1)
+
+
 _ACT: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu,
     "clamp": torch.clamp,
@@ -457,6 +465,7 @@ RULES: dict[str, Rule] = {
     "max_pool2d": Rule("window", _run_max_pool, reads=_window),
     "avg_pool2d": Rule("window", _run_avg_pool, reads=_window),
     "affine": Rule("pointwise", _run_affine, reads=_same_place),
+    "channel_norm": Rule("pointwise", _run_channel_norm, reads=_same_place),
     "act": Rule("pointwise", _run_act, reads=_same_place),
     "scalar": Rule("pointwise", lambda node, x: _SCALAR[node.attrs["kind"]](x[0], node.attrs["value"]), reads=_same_place),
     "identity": Rule("pointwise", lambda _, x: x[0], reads=_same_place),
