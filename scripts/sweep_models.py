@@ -2,7 +2,7 @@
 """Streams every convolutional network of torchvision, and many of timm, for three frames and compares with dense PyTorch.
 
 Writes one JSON line per network; a second run does those that are missing. One process per network, with limits of time and memory.
-Weights are random but lively, thresholds 0; the law of tests/oracle.py decides (against float64), or for networks above 60 million weights
+Weights are random but lively, thresholds 0; the law of tests/oracle.py decides (against float64), or for networks above 150 million weights
 a relative error of 1e-3 against float32. Detectors: the same relative error, box by box; no box is thrown away for a low score, so that
 there are some.
 
@@ -43,7 +43,7 @@ LARGE_NAMES = re.compile(
     r"xlarge|huge|giant|_large|large_|enormous|_xl|_l\b|_x\b|_xx?l|base|101|152|200|269|270|350|420|600|_b[4-8]|_f[2-7]|_r160|_128|_160|_320|_640|_08|_12|_04|_06"
 )
 GIBIBYTES = 10  # of memory per network
-LARGE = 60_000_000  # weights above which no float64 copy is made
+LARGE = 150_000_000  # weights above which no float64 copy is made
 HUGE = 250_000_000  # weights above which a network is left out: more memory than time
 TIMM_FILES = [
     "byobnet", "convmixer", "convnext", "cspnet", "densenet", "dla", "dpn", "edgenext", "efficientnet", "efficientvit_mit",

@@ -416,9 +416,8 @@ def _vector_norm(e: Emitter, call: Call) -> Value:
     if {int(dim) % 4 for dim in ([dims] if isinstance(dims, int) else dims)} != {2, 3}:
         return None
     mean = e.emit("global_avg_pool", [e.emit("mul", [x, x], x)], result, keepdim=bool(call["keepdim"]))
-    return e.emit(
-        "act", [e.emit("scalar", [mean], result, kind="mul", value=float(x.shape[2] * x.shape[3]))], result, kind="sqrt", params=()
-    )
+    total = e.emit("scalar", [mean], result, kind="mul", value=float(x.shape[2] * x.shape[3]))
+    return e.emit("act", [total], result, kind="sqrt", params=())
 
 
 @aten("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d")

@@ -91,11 +91,10 @@ def _channel_norm(node: Node) -> dict[str, Any] | None:
         return None
     weight, bias, epsilon = (*rest, None, None, None)[:3]
     parameters = []
-    for value, default in ((weight, 1.0), (bias, 0.0)):
-        if isinstance(value, Operand):
-            value = node.inputs[value.index].attrs.get("value")
-        elif value is None:
-            value = torch.full((channels,), default)
+    for given, default in ((weight, 1.0), (bias, 0.0)):
+        value = torch.full((channels,), default) if given is None else given
+        if isinstance(given, Operand):
+            value = node.inputs[given.index].attrs.get("value")
         if not isinstance(value, torch.Tensor):
             return None
         parameters.append(value)

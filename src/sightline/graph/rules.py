@@ -283,10 +283,8 @@ def _run_affine(node: Node, inputs: Sequence[Tensor]) -> Tensor:
 
 
 def _run_channel_norm(node: Node, inputs: Sequence[Tensor]) -> Tensor:
-    x = inputs[0]
-    last = F.layer_norm(
-        x.movedim(1, -1), (x.shape[1],), _cast(node.attrs["scale"], x), _cast(node.attrs["shift"], x), node.attrs["epsilon"]
-    )
+    x, attrs = inputs[0], node.attrs
+    last = F.layer_norm(x.movedim(1, -1), (x.shape[1],), _cast(attrs["scale"], x), _cast(attrs["shift"], x), attrs["epsilon"])
     return last.movedim(-1, 1)
 
 

@@ -15,7 +15,8 @@ def simplify(graph: Graph) -> Graph:
     """Returns an equal graph; the given one is not modified.
 
     Folded: an `affine` behind a `conv2d` or a `linear` that nobody else reads, `scalar` arithmetic into `affine`,
-    x * sigmoid(x) into silu, x * hardsigmoid(x) into hardswish. Stretches on (n, h, w, c) become maps. Weights are folded in float64 and rounded once.
+    x * sigmoid(x) into silu, x * hardsigmoid(x) into hardswish; stretches on (n, h, w, c) become maps. Weights are folded in
+    float64 and rounded once.
     """
     copies: dict[Node, Node] = {}
     nodes: list[Node] = []
