@@ -66,7 +66,7 @@ def patched(count: int, strength: float = 1.0) -> list[Tensor]:
     frames = [still]
     for index in range(count - 1):
         frame = still.clone()
-        frame[:, :, 2:8, 3:9] += strength + 0.01 * (index % 2)
+        frame[:, :, 2:10, 3:13] += strength + 0.01 * (index % 2)
         frames.append(frame)
     return frames
 
@@ -107,7 +107,7 @@ def test_a_held_gate_is_the_only_thing_that_lags(backend: Backend) -> None:
     base, moved, limit = torch.rand(SHAPE), [], 0.0
     for index in range(12):
         frame = base.clone()
-        frame[:, :, : 2 * index, :6] += 0.5
+        frame[:, :, : 2 * index, :12] += 2.0
         before = held_gate(stream) if index else None
         output = stream(frame)
         held = held_gate(stream)
@@ -134,7 +134,7 @@ def test_a_gate_that_moved_once_is_compared_again_in_the_next_frame(backend: Bac
     model = Gated().eval()
     stream = sl.stream(model, global_ops="hold", backend=backend.name)
     moves = []
-    for frame in patched(8, strength=2.0):
+    for frame in patched(8, strength=4.0):
         stream(frame)
         moves.append(stream.stats.last.gates["excite"])
     assert moves == [1, 1, 0, 0, 0, 0, 0, 0]
@@ -167,10 +167,10 @@ def test_thresholds_of_gates_are_shown_and_can_be_edited(backend: Backend, tmp_p
     assert sl.stream(model, 2.0, global_ops="hold", example=frames[0]).thresholds["excite"] == 2.0
     assert sl.stream(model, {"excite": 0.01}, global_ops="hold", example=frames[0]).thresholds["excite"] == 0.01
     assert sl.stream(model, {"squeeze": 0.01}, global_ops="hold", example=frames[0]).thresholds["excite"] == HELD_GATE
-    stream.thresholds["excite"] = 0.0
+    stream.thresholds.update(dict.fromkeys(stream.thresholds, 0.0))
     for frame in frames:
         stream(frame)
-    assert stream.stats.total.gates["excite"] > 0.7
+    assert stream.stats.total.gates["excite"] == 1.0
     twin = stream.clone()
     twin(frames[0])
     assert twin.thresholds["excite"] == 0.0
@@ -207,11 +207,11 @@ def test_holding_saves_what_gates_spread() -> None:
         stream = sl.stream(Gated().eval(), global_ops=what)
         for index in range(4):
             frame = torch.zeros(SHAPE)
-            frame[:, :, 4:8, 2 * index : 2 * index + 4] = 0.2
+            frame[:, :, 4:8, : 2 * index + 2] = 0.2
             stream(frame)
         shares[what] = stream.stats.last.macs_share
-    assert shares["exact"] > 0.7
-    assert shares["hold"] < 0.3
+    assert shares["exact"] > 0.4
+    assert shares["hold"] < 0.2
 
 
 def test_parts_of_a_model_hold_gates_too() -> None:
