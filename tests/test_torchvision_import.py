@@ -104,9 +104,8 @@ def test_other_failures_stay_what_they_are(tmp_path: Path) -> None:
 def test_the_command_streams_networks_by_name(libraries: None, model: str, tmp_path: Path) -> None:
     video, numbers = make_video(tmp_path / "gate.mp4", 4), tmp_path / "r.json"
     code = "import sys; from sightline.cli.main import main; sys.argv[0] = 'sightline'; main()"
-    done = python(
-        code, "stream", str(video), "--model", model, "--size", "64x64", "--json", str(numbers), "--quiet", "--global-ops", "hold"
-    )
+    options = ("--size", "64x64", "--json", str(numbers), "--quiet", "--global-ops", "hold")
+    done = python(code, "stream", str(video), "--model", model, *options)
     assert done.returncode == 0, done.stderr
     told = json.loads(numbers.read_text())
     assert len(told["frames"]) == 4
