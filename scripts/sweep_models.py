@@ -38,7 +38,7 @@ import zoo
 from sightline.graph.prepare import graph_of
 from sightline.torchvision_import import import_torchvision
 
-PER_FILE = 4  # networks per source file of timm, spread over the names of all but the largest sizes
+PER_FILE = 5  # networks per source file of timm, spread over the names of all but the largest sizes
 LARGE_NAMES = re.compile(
     r"xlarge|huge|giant|_large|large_|enormous|_xl|_l\b|_x\b|_xx?l|base|101|152|200|269|270|350|420|600|_b[4-8]|_f[2-7]|_r160|_128|_160|_320|_640|_08|_12|_04|_06"
 )
