@@ -207,6 +207,23 @@ def child(name: str, kind: str, pipe: Any) -> None:
     pipe.send(row | {"seconds": round(time.perf_counter() - start, 1)})
 
 
+def write_table(source: Path, target: Path) -> int:
+    """The rows of a finished sweep as a result file for render_tables.py, without what the tables do not show."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+    from harness import write_results
+
+    rows = {row["name"]: row for row in map(json.loads, source.read_text().splitlines())}
+    cases = []
+    for name in sorted(rows):
+        row = {key: value for key, value in rows[name].items() if key not in {"macs_share", "seconds", "at"}}
+        for key in ("relative_error", "native_macs_share"):
+            if key in row:
+                row[key] = float(f"{row[key]:.4g}")
+        cases.append(row)
+    write_results(target, "models", argparse.Namespace(quick=False, threads=1), cases, ["random weights, thresholds 0"])
+    return 0
+
+
 def main() -> int:
     """Runs what is missing in the file."""
     parser = argparse.ArgumentParser(description="Stream the networks of torchvision and timm and compare with dense PyTorch.")
@@ -219,6 +236,8 @@ def main() -> int:
     parser.add_argument("--table", type=Path, help="run nothing; write the results as one JSON file for docs/models.md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.table is not None:
+        return write_table(arguments.output, arguments.table)
     import_torchvision()
     table = names()
     done = (

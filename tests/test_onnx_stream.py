@@ -58,4 +58,4 @@ def test_exports_of_torchvision(name: str, tmp_path: Path) -> None:
     stream = sl.stream(load_onnx(path))
     compare(stream, moving_patch(name, 4), path, 1e-4)
     on_torch = [row for row in stream.explain().rows if row["executor"] != "native" and row["op"] != "constant"]
-    assert not on_torch, on_torch
+    assert not any(row["macs"] for row in on_torch), on_torch

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
+from sightline.graph import onnx_functions as onnx
 from sightline.graph.ir import Graph, Node, Operand
 
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 _PERMUTE = torch.ops.aten.permute.default
+_NORM = torch.ops.aten.layer_norm.default
 _BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
 
 
@@ -52,7 +54,7 @@ def as_maps(graph: Graph) -> None:
 
 
 def _permutes(node: Node, order: list[int]) -> bool:
-    return node.op == "torch" and node.attrs["target"] is _PERMUTE and [int(v) % 4 for v in node.attrs["args"][1]] == order
+    return node.op == "torch" and node.attrs["target"] in {_PERMUTE, onnx.permute} and [int(v) % 4 for v in node.attrs["args"][1]] == order
 
 
 def _twin(node: Node, twins: dict[Node, Node]) -> Node | None:
@@ -65,7 +67,7 @@ def _twin(node: Node, twins: dict[Node, Node]) -> Node | None:
         found = node.op, [twins[x]], dict(node.attrs)
     elif node.op == "linear":
         found = "conv2d", [twins[x]], _pointwise_convolution(node)
-    elif node.op == "torch" and node.attrs["target"] is torch.ops.aten.layer_norm.default and x is node.inputs[0]:
+    elif node.op == "torch" and node.attrs["target"] in {_NORM, onnx.layer_norm} and x is node.inputs[0]:
         attrs = _channel_norm(node)
         found = None if attrs is None else ("channel_norm", [twins[x]], attrs)
     elif node.op in _BINARY:
@@ -84,12 +86,17 @@ def _pointwise_convolution(node: Node) -> dict[str, Any]:
 
 
 def _channel_norm(node: Node) -> dict[str, Any] | None:
-    _, over, *rest = node.attrs["args"]
+    arguments = node.attrs["args"]
     assert node.shape is not None
     channels = node.shape[-1]
-    if list(over) != [channels] or node.attrs["kwargs"]:
-        return None
-    weight, bias, epsilon = (*rest, None, None, None)[:3]
+    if node.attrs["target"] is onnx.layer_norm:
+        _, weight, bias, axis, epsilon = arguments
+        if axis % 4 != 3:
+            return None
+    else:
+        _, over, weight, bias, epsilon = (*arguments, None, None, None)[:5]
+        if list(over) != [channels] or node.attrs["kwargs"]:
+            return None
     parameters = []
     for given, default in ((weight, 1.0), (bias, 0.0)):
         value = torch.full((channels,), default) if given is None else given
