@@ -17,6 +17,7 @@ _CHOICES = {
     "threshold_unit": ("std", "absolute"),
     "noise": (None, "vote", "block"),
     "norm": ("rms", "max", "l2"),
+    "global_ops": ("exact", "hold"),
     "compare": (None, "dense"),
     "task": TASKS,
     "view": ("both", "frame", "heat"),
@@ -35,6 +36,7 @@ class StreamOptions:
     threshold_unit: str = "std"
     input_threshold: str | None = None
     noise: str | None = None
+    global_ops: str = "exact"
     norm: str = "rms"
     size: str | None = None
     mean: str | None = None
@@ -76,6 +78,7 @@ def make_job(options: StreamOptions, video: str) -> Job:
             "input_threshold": parse_input_threshold(options.input_threshold),
             "noise": options.noise,
             "norm": options.norm,
+            "global_ops": options.global_ops,
             "backend": options.backend,
             **({} if options.dtype is None else {"dtype": options.dtype}),
         },
