@@ -243,7 +243,7 @@ def test_differences_are_measured_over_all_outputs() -> None:
         (["--input-threshold", "-1abs"], "--input-threshold"),
         (["--mean", "1,2"], "--mean"),
         (["--std", "0"], "none 0"),
-        (["--noise", "loud"], "expected one of vote, block"),
+        (["--noise", "loud"], "expected vote, block or temporal"),
         (["--compare", "sparse"], "expected one of dense"),
         (["--task", "poetry"], "expected one of auto"),
         (["--backend", "gpu"], "expected one of auto"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sightline import fields, geometry
 from sightline.area import AreaOfInterest
+from sightline.camera.noise import TemporalNoise
 from sightline.errors import (
     BackendError,
     CaptureError,
@@ -50,6 +51,7 @@ __all__ = [
     "Sites",
     "Stats",
     "Stream",
+    "TemporalNoise",
     "Thresholds",
     "TuneProgress",
     "TuneReport",

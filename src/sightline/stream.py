@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from sightline.area import AreaOfInterest
+from sightline.camera.noise import Noise, TemporalFilter, TemporalNoise, parse_noise
 from sightline.errors import CaptureError, DeviceError, DTypeError, FrameError, ShapeError
 from sightline.explain import Explanation
 from sightline.graph import native
@@ -46,7 +47,7 @@ def stream(
     threshold_unit: str = "std",
     input_threshold: float | str | None = None,
     norm: str = "rms",
-    noise: str | None = None,
+    noise: Noise = None,
     aoi: AreaOfInterest | None = None,
     backend: str = "auto",
     dtype: torch.dtype | None = None,
@@ -71,7 +72,9 @@ def stream(
         norm: over the channels of a site: "rms" (default), "max" or "l2".
         noise: which changes of the frame count. None: each pixel for itself. "block": aligned 8x8 blocks change as a whole, as codecs
             make errors. "vote": a pixel counts iff 5 of its 5x5 neighbourhood changed; isolated specks are dropped, so single
-            pixels may then stay further than the threshold from the true frame.
+            pixels may then stay further than the threshold from the true frame. "temporal", or a `TemporalNoise` with its settings: pixels
+            that did not move are averaged over time first, as far as their noise is new in every frame; the network sees the means.
+            For noisy sensors. Never exact.
         aoi: compute only what changed and is needed for this area of every output; it may be edited or moved between frames. Inside the
             area the output is that of a stream without one, at every frame; outside it holds what was last computed there, or 0.
             Of the frame, only what the area needs is read. None: everywhere.
@@ -89,7 +92,7 @@ def stream(
         CaptureError: the model cannot be captured.
         BackendError: backend="native" cannot run this model here.
 
-    Exact when: every threshold is 0 and noise is not "vote"; the native executor is then bit-equal to its own dense run.
+    Exact when: every threshold is 0 and noise is None or "block"; the native executor is then bit-equal to its own dense run.
     Cost: of each layer, the share of its sites that can have changed; one copy of every held map as state.
     Source: hold-and-recompute, docs/design.md; compare CBinfer (arXiv 1704.04313) and DeltaCNN (arXiv 2203.03996).
 
@@ -137,7 +140,7 @@ class Stream:
         threshold_unit: str = "std",
         input_threshold: float | str | None = None,
         norm: str = "rms",
-        noise: str | None = None,
+        noise: Noise = None,
         aoi: AreaOfInterest | None = None,
         backend: str = "auto",
         dtype: torch.dtype | None = None,
@@ -147,7 +150,7 @@ class Stream:
             norm, noise = threshold.norm or norm, noise or threshold.noise
         _one_of("threshold_unit", threshold_unit, ("std", "absolute"))
         _one_of("norm", norm, ("rms", "max", "l2"))
-        _one_of("noise", noise, (None, "vote", "block"))
+        parse_noise(noise)
         _one_of("backend", backend, ("auto", "native", "torch"))
         if aoi is not None and not isinstance(aoi, AreaOfInterest):
             raise DTypeError(f"`aoi` must be a sightline.AreaOfInterest or None; got {type(aoi).__name__}. Wrap a mask in one.")
@@ -158,6 +161,8 @@ class Stream:
         self._input_threshold, suffix = _parse_input_threshold(input_threshold)
         self._norm, self._noise, self._backend, self._dtype = norm, noise, backend, dtype
         self._aoi = aoi
+        self._filter: TemporalFilter | None = None
+        self._input_limit = 0.0  # absolute threshold of the frame
         self._needs: Needs | None = None
         self._unitless = False  # with an area: a map has a threshold but no deviation yet, since nothing of it was ever needed
         self._area = -1  # version of the area that the executor works with
@@ -225,7 +230,9 @@ class Stream:
 
     def _run(self, executor: Executor, frame: torch.Tensor) -> None:
         try:
-            executor.run(frame)
+            if executor.fresh and self._filter is not None:
+                self._filter.reset()
+            executor.run(self._filtered(frame))
         except FrameError:
             if executor.fresh:
                 self._signature = None  # a bad first frame does not fix the size either
@@ -233,6 +240,13 @@ class Stream:
         except BaseException:
             executor.reset()  # stopped in the middle (by an operator that raised, by Ctrl-C): what is held no longer fits together
             raise
+
+    def _filtered(self, frame: torch.Tensor) -> torch.Tensor:
+        """What the network is to see of a frame; valid until the next one."""
+        if self._filter is None:
+            return frame
+        limit = self._input_limit / (frame.shape[1] ** 0.5 if self._norm == "l2" else 1.0)
+        return self._filter(frame, limit / 2).to(frame.dtype)
 
     def _outputs(self) -> Any:
         assert self._plan is not None
@@ -296,6 +310,8 @@ class Stream:
 
     def _prepare(self, frame: torch.Tensor) -> None:
         signature = (tuple(frame.shape), frame.dtype, frame.device)
+        temporal = parse_noise(self._noise)
+        self._filter = TemporalFilter(temporal, native=self._backend != "torch") if isinstance(temporal, TemporalNoise) else None
         if self._signature_of_plan != signature:
             try:
                 plan = make_plan(graph_of(self._model, frame))
@@ -316,13 +332,18 @@ class Stream:
         assert self._plan is not None
         self._init_thresholds()
         if self._lowered is not None:
-            self._executor = native.NativeExecutor(self._lowered, self._norm, self._noise)
+            self._executor = native.NativeExecutor(self._lowered, self._norm, self._votes)
         else:
-            self._executor = TorchExecutor(self._plan, self._norm, self._noise, self._dtype)
+            self._executor = TorchExecutor(self._plan, self._norm, self._votes, self._dtype)
         self._signature = signature
         self._seen_version = -1
 
     _signature_of_plan: _Signature | None = None
+
+    @property
+    def _votes(self) -> str | None:
+        """The executor's part of the noise filter: which changes of what it is given count."""
+        return None if self._filter is not None or self._noise is None else str(self._noise)
 
     # -- models that are captured in parts -----------------------------------------------------------------------------
 
@@ -333,7 +354,7 @@ class Stream:
             0.0 if isinstance(self._default, Mapping) else self._default,  # a mapping is applied by full name, below
             threshold_unit=self.thresholds.unit,
             norm=self._norm,
-            noise=self._noise,
+            noise=None if self._filter is not None else self._noise,  # that one takes frames, not maps
             backend=self._backend,
             dtype=self._dtype,
         )
@@ -351,7 +372,8 @@ class Stream:
                         part.thresholds[name] = value
             self._seen_version = self.thresholds.version
         start = time.perf_counter()
-        outputs = partial.run(frame)
+        seen = self._filtered(frame)
+        outputs = partial.run(seen if seen is frame else seen.clone())  # it may return what it was given
         seconds = time.perf_counter() - start
         parts = list(partial.streams())
         if len(self._sites) != sum(len(part._sites) for _, part in parts):
@@ -384,7 +406,7 @@ class Stream:
         edited = dict(self.thresholds)  # before the first frame, or at another size
         fresh = Thresholds({name: edited.get(name, value) for name, value in values.items()}, self.thresholds.unit)
         fresh._fix()
-        fresh.norm, fresh.noise = self._norm, self._noise
+        fresh.norm, fresh.noise = self._norm, str(self._noise) if self._noise else None
         for name in [*given, *(() if self.thresholds.fixed else edited)] if self._strict else ():
             fresh[name]
         self.thresholds = fresh
@@ -410,6 +432,8 @@ class Stream:
                     self._unitless = True
                 value *= deviation
             executor.set_threshold(step, value)
+            if step.head.op == "input":
+                self._input_limit = value
         self._seen_version = self.thresholds.version
 
     def _show_input_threshold(self, step: Step, executor: Executor) -> float:
@@ -436,6 +460,8 @@ class Stream:
             self._executor = None
             if self._partial is not None:
                 self._partial.reset()
+            if self._filter is not None:
+                self._filter.reset()
 
     def clone(self) -> Stream:
         """A new stream over the same capture and the same packed weights, with the same thresholds and no frames yet."""
@@ -505,14 +531,18 @@ class Stream:
             if self._partial is not None:
                 parts = {prefix: part.memory() for prefix, part in self._partial.streams()}
                 tensors = {f"{prefix}.{name}": size for prefix, m in parts.items() for name, size in m["tensors"].items()}
+                tensors |= self._camera_memory()
                 return {
                     "total": sum(tensors.values()),
                     "tensors": tensors,
                     "shared_weights": sum(m["shared_weights"] for m in parts.values()),
                 }
-            table = self._executor.memory() if self._executor is not None else {}
+            table = {**(self._executor.memory() if self._executor is not None else {}), **self._camera_memory()}
             shared = self._executor.weight_bytes if isinstance(self._executor, native.NativeExecutor) else 0
             return {"total": sum(table.values()), "tensors": table, "shared_weights": shared}
+
+    def _camera_memory(self) -> dict[str, int]:
+        return {"noise filter": self._filter.nbytes} if self._filter is not None else {}
 
 
 def _copy_weights(steps: Iterable[Step]) -> None:

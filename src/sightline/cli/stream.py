@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from sightline.camera.noise import parse_noise
 from sightline.cli.job import Job, Preprocess, Progress, run_job
 from sightline.models import parse_spec
 from sightline.report.data import RunReport
@@ -14,7 +15,6 @@ from sightline.tasks import TASKS
 
 _CHOICES = {
     "threshold_unit": ("std", "absolute"),
-    "noise": (None, "vote", "block"),
     "norm": ("rms", "max", "l2"),
     "compare": (None, "dense"),
     "task": TASKS,
@@ -61,6 +61,10 @@ def make_job(options: StreamOptions, video: str) -> Job:
         ValueError: naming the option, what was expected and what came.
     """
     parse_spec(options.model)
+    try:
+        parse_noise(options.noise)
+    except ValueError as error:
+        raise ValueError(f"--noise: expected vote, block or temporal; got {options.noise!r}") from error
     for name, allowed in _CHOICES.items():
         if getattr(options, name) not in allowed:
             named = ", ".join(str(choice) for choice in allowed if choice is not None)
