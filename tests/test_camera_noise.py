@@ -101,15 +101,22 @@ def test_still_pixels_tend_to_the_truth_and_moving_ones_pass(native: bool) -> No
 
 @forms
 def test_the_noise_of_a_codec_is_not_averaged(native: bool) -> None:
-    frames = codec((1, 3, 128, 128), 40)
     filtered = TemporalFilter(TemporalNoise(), native=native)
-    long = TemporalFilter(TemporalNoise(memory=32), native=native)
-    error = torch.zeros(2)
-    for frame in frames:
-        error += torch.stack([(f(frame) - frame).square().mean() for f in (filtered, long)])
+    for frame in codec((1, 3, 128, 128), 20):
+        assert (filtered(frame) - frame).square().mean() < 0.01  # of noise of 1
     assert filtered.gain[0] > 0.5
-    assert long.gain == [1 / 32]
-    assert error[0] < 0.25 * error[1]
+
+
+@pytest.mark.parametrize(("wander", "sensor", "least", "most"), [(1.0, 0.0, 0.95, 1.0), (0.0, 1.0, 0.0, 0.1), (0.5, 1.0, 0.3, 0.5)])
+def test_memory_is_as_long_as_the_noise_allows(wander: float, sensor: float, least: float, most: float) -> None:
+    """A picture that wanders a little under noise that is new every time; Kalman's gain for q = 0.25, r = 1 is 0.39."""
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.zeros(1, 3, 96, 96)
+    filtered = TemporalFilter(TemporalNoise(strength=6.0))
+    for _ in range(60):
+        picture += wander * torch.randn(picture.shape, generator=generator)
+        filtered(picture + sensor * torch.randn(picture.shape, generator=generator))
+    assert least <= filtered.gain[0] <= most
 
 
 @forms
@@ -215,16 +222,15 @@ def error_and_work(stream: sl.Stream, model: nn.Module, frames: list[Tensor]) ->
 
 
 @both_executors
-def test_on_a_noisy_sensor_it_beats_the_other_filters(backend: Backend) -> None:
-    """Less work at less error than votes on raw pixels, at the thresholds that let little noise through."""
+def test_on_a_noisy_sensor_it_saves_more_at_less_error(backend: Backend) -> None:
+    """Than a threshold that just lets the noise pass by."""
     model = net()
-    frames = [frame / 20 for frame in noisy((1, 3, 64, 64), 30)[1]]
-    found = {}
-    for noise, threshold in (("temporal", "0.06abs"), (None, "0.13abs"), ("vote", "0.08abs")):
+    frames = [frame / 20 for frame in noisy((1, 3, 64, 64), 20)[1]]
+    found: dict[str | None, tuple[float, float]] = {}
+    for noise, threshold in (("temporal", "0.03abs"), (None, "0.13abs")):
         stream = sl.stream(model, 0.02, input_threshold=threshold, noise=noise, backend=backend.name)
         found[noise] = error_and_work(stream, model, frames)
-    for other in (None, "vote"):
-        assert found["temporal"][0] < found[other][0] and found["temporal"][1] < found[other][1], (other, found)
+    assert found["temporal"][0] < found[None][0] and found["temporal"][1] < 0.7 * found[None][1], found
 
 
 @both_executors

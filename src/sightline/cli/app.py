@@ -104,7 +104,9 @@ def stream_command(
     input_threshold: Annotated[
         str | None, typer.Option(help="The same for the input frame; '15abs' is in the network's input units. Default: --threshold.")
     ] = None,
-    noise: Annotated[str | None, typer.Option(help="Input filter: vote (of 5x5 pixels), block (8x8) or temporal (mean of what stands still).")] = None,
+    noise: Annotated[
+        str | None, typer.Option(help="Input filter: vote (of 5x5 pixels), block (8x8) or temporal (mean of what stands still).")
+    ] = None,
     norm: Annotated[str, typer.Option(help="Over channels: rms, max or l2.")] = "rms",
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Input of the network. Default: the video's, in multiples of 32.")] = None,
     output: Output = None,
