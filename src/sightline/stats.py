@@ -26,6 +26,8 @@ class FrameStats:
         macs_done: multiply-accumulates that were computed.
         macs_dense: multiply-accumulates that a dense run would have computed.
         seconds: wall time inside the stream, capture and planning not included.
+        restarts: how often the video was started anew within: at a scene cut, or at another exposure that lasted.
+        refreshes: how often everything was computed again because it was asked for.
     """
 
     frames: int = 0
@@ -33,6 +35,13 @@ class FrameStats:
     macs_done: int = 0
     macs_dense: int = 0
     seconds: float = 0.0
+    restarts: int = 0
+    refreshes: int = 0
+
+    @property
+    def restarted(self) -> bool:
+        """Whether the video was started anew within."""
+        return self.restarts > 0
 
     @property
     def macs_share(self) -> float:
@@ -47,6 +56,8 @@ class FrameStats:
             "macs_dense": self.macs_dense,
             "macs_share": self.macs_share,
             "seconds": self.seconds,
+            "restarts": self.restarts,
+            "refreshes": self.refreshes,
             "density": dict(self.density),
         }
 
@@ -64,14 +75,18 @@ class Stats:
         self._frames = 0
         self._last_seconds = 0.0
         self._seconds = 0.0
+        self._last_starts = (0, 0)
+        self._starts = (0, 0)
 
-    def add(self, sites: Sequence[Site], counts: list[int], seconds: float) -> None:
+    def add(self, sites: Sequence[Site], counts: list[int], seconds: float, *, restarted: bool = False, refreshed: bool = False) -> None:
         """Counts one more frame.
 
         Args:
             sites: the call sites, in a fixed order; the same object as long as the network is the same.
             counts: for each, how many positions were computed.
             seconds: wall time.
+            restarted: the frame started the video anew.
+            refreshed: everything was computed again because it was asked for.
         """
         if sites is not self._sites:  # the set of parts of a model may grow
             known = dict(zip((site.name for site in self._sites), self._sum, strict=True))
@@ -81,6 +96,8 @@ class Stats:
         self._frames += 1
         self._last_seconds = seconds
         self._seconds += seconds
+        self._last_starts = (int(restarted), int(refreshed))
+        self._starts = (self._starts[0] + restarted, self._starts[1] + refreshed)
 
     @property
     def last_counts(self) -> list[int]:
@@ -90,14 +107,14 @@ class Stats:
     @property
     def last(self) -> FrameStats:
         """Cost of the last frame."""
-        return self._stats(self._last, min(self._frames, 1), self._last_seconds)
+        return self._stats(self._last, min(self._frames, 1), self._last_seconds, self._last_starts)
 
     @property
     def total(self) -> FrameStats:
         """Cost of all frames together; densities are means."""
-        return self._stats(self._sum, self._frames, self._seconds)
+        return self._stats(self._sum, self._frames, self._seconds, self._starts)
 
-    def _stats(self, counts: list[int], frames: int, seconds: float) -> FrameStats:
+    def _stats(self, counts: list[int], frames: int, seconds: float, starts: tuple[int, int]) -> FrameStats:
         if not frames:
             return FrameStats()
         shares = [count / max(site.positions, 1) for site, count in zip(self._sites, counts, strict=True)]
@@ -107,6 +124,7 @@ class Stats:
             sum(round(site.macs * share) for site, share in zip(self._sites, shares, strict=True)),
             sum(site.macs for site in self._sites) * frames,
             seconds,
+            *starts,
         )
 
     def to_dict(self) -> dict[str, Any]:

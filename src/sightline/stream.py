@@ -17,7 +17,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from sightline.area import AreaOfInterest
-from sightline.camera.noise import Noise, TemporalFilter, TemporalNoise, parse_noise
+from sightline.camera.cuts import CutDetector
+from sightline.camera.exposure import ExposureFilter
+from sightline.camera.noise import NOT_FINITE, Noise, TemporalFilter, TemporalNoise, parse_noise
 from sightline.errors import CaptureError, DeviceError, DTypeError, FrameError, ShapeError
 from sightline.explain import Explanation
 from sightline.graph import native
@@ -49,6 +51,9 @@ def stream(
     norm: str = "rms",
     noise: Noise = None,
     aoi: AreaOfInterest | None = None,
+    exposure: str | None = None,
+    scene_cuts: bool = True,
+    refresh: int | None = None,
     backend: str = "auto",
     dtype: torch.dtype | None = None,
     example: torch.Tensor | None = None,
@@ -78,6 +83,15 @@ def stream(
         aoi: compute only what changed and is needed for this area of every output; it may be edited or moved between frames. Inside the
             area the output is that of a stream without one, at every frame; outside it holds what was last computed there, or 0.
             Of the frame, only what the area needs is read. None: everywhere.
+        exposure: None, or "global": gain and offset between a frame and what is held are estimated (per channel, from pixels that stand
+            still), and the frame is brought to the held exposure before anything looks at it, for lamps that flicker and cameras
+            that adjust themselves. The output is then that for the frame at the exposure of the first frame; a change by more than a
+            factor of 2, or one that stays for 64 frames, restarts the stream at the new exposure. Not exact where it corrects.
+        scene_cuts: whether a frame that shows something else than the one before restarts the stream: it is computed as a first frame is,
+            nothing is compared, and standard deviations are measured anew. Without it, such a frame costs a little more and thresholds keep
+            the units of the old scene. Of a batch, most elements must have changed. Exact either way. Not looked for with an `aoi`.
+        refresh: every so many frames, everything is computed again, so that no error of a threshold is older; thresholds keep their units.
+            None: never by itself; see `Stream.refresh`.
         backend: "auto" (native where it can, else torch), "native" or "torch".
         dtype: element type to compute in, and of the outputs (those of a model that is captured in parts keep their own); default: the
             frame's. The native executor takes float32 and bfloat16 (maps and weights; sums are float32). bfloat16 halves the state
@@ -116,6 +130,9 @@ def stream(
         norm=norm,
         noise=noise,
         aoi=aoi,
+        exposure=exposure,
+        scene_cuts=scene_cuts,
+        refresh=refresh,
         backend=backend,
         dtype=dtype,
         example=example,
@@ -142,6 +159,9 @@ class Stream:
         norm: str = "rms",
         noise: Noise = None,
         aoi: AreaOfInterest | None = None,
+        exposure: str | None = None,
+        scene_cuts: bool = True,
+        refresh: int | None = None,
         backend: str = "auto",
         dtype: torch.dtype | None = None,
         example: torch.Tensor | None = None,
@@ -151,6 +171,10 @@ class Stream:
         _one_of("threshold_unit", threshold_unit, ("std", "absolute"))
         _one_of("norm", norm, ("rms", "max", "l2"))
         parse_noise(noise)
+        _one_of("exposure", exposure, (None, "global"))
+        _one_of("scene_cuts", scene_cuts, (True, False))
+        if refresh is not None and (isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1):
+            raise ValueError(f"`refresh` must be a number of frames >= 1, or None; got {refresh!r}.")
         _one_of("backend", backend, ("auto", "native", "torch"))
         if aoi is not None and not isinstance(aoi, AreaOfInterest):
             raise DTypeError(f"`aoi` must be a sightline.AreaOfInterest or None; got {type(aoi).__name__}. Wrap a mask in one.")
@@ -161,6 +185,13 @@ class Stream:
         self._input_threshold, suffix = _parse_input_threshold(input_threshold)
         self._norm, self._noise, self._backend, self._dtype = norm, noise, backend, dtype
         self._aoi = aoi
+        self._exposure = ExposureFilter() if exposure else None
+        self._cuts = CutDetector() if scene_cuts else None
+        self._refresh = refresh
+        self._since = 0  # frames since everything was computed
+        self._due = False  # `refresh()` was called
+        self._restarted = self._refreshed = False  # this frame
+        self._keeps_units = False  # of the thresholds, though the frame is computed whole
         self._filter: TemporalFilter | None = None
         self._input_limit = 0.0  # absolute threshold of the frame
         self._needs: Needs | None = None
@@ -213,32 +244,87 @@ class Stream:
                 return self._run_partial(self._partial, frame)
             executor = self._executor
             assert executor is not None
+            start = time.perf_counter()
+            frame = self._arrived(frame)
             if self._aoi is not None:
                 self._apply_area(self._aoi, executor, frame)
             self._apply_thresholds()
             first = executor.fresh
-            start = time.perf_counter()
             self._run(executor, frame)
             outputs = self._outputs()
             seconds = time.perf_counter() - start
+            self._taken()
             if first:
-                self._std.clear()
+                if not self._keeps_units:
+                    self._std.clear()
+                self._keeps_units = False
                 self._seen_version = -1
                 self._apply_thresholds()
             self._count(seconds)
             return outputs
 
+    # -- what a frame goes through before the executor ------------------------------------------------------------------------
+
+    def _arrived(self, frame: torch.Tensor) -> torch.Tensor:
+        """The frame at the held exposure; decides whether everything is computed again."""
+        self._restarted = self._refreshed = False
+        running = self._since > 0
+        cut = self._cuts is not None and self._aoi is None and self._cuts.look(frame) and running
+        exposed = self._exposure(frame, self._input_limit) if self._exposure is not None else frame
+        due = running and (self._due or self._since == self._refresh)
+        if cut or due or exposed is None:
+            if not bool(torch.isfinite(frame).all()):
+                raise FrameError(NOT_FINITE)
+            self._restarted = cut or exposed is None
+            self._refreshed = not self._restarted
+            self._start_over(keep_units=self._refreshed)
+            if self._exposure is not None:
+                self._exposure.reset()
+                exposed = self._exposure(frame)
+        assert exposed is not None
+        return exposed
+
+    def _taken(self) -> None:
+        """The frame has become part of the video."""
+        for part in (self._cuts, self._exposure):
+            if part is not None:
+                part.keep()
+        if self._restarted or self._refreshed:
+            self._since = 0
+        self._since += 1
+        self._due = False
+
+    def _start_over(self, keep_units: bool) -> None:
+        """Lets the next frame be computed whole. Maps stay where they are, as memory."""
+        if self._filter is not None and not keep_units:
+            self._filter.reset()
+        for stream in [self] if self._partial is None else [part for _, part in self._partial.streams()]:
+            if stream._executor is None or stream._plan is None:
+                continue
+            for step in stream._plan.steps:
+                stream._executor.set_threshold(step, 0.0)  # lowering one after that frame would have the step computed whole once more
+            stream._executor.reset()
+            stream._keeps_units = keep_units
+
+    def refresh(self) -> None:
+        """Lets the next frame be computed whole: its output is that of a first frame, whatever the thresholds.
+
+        Thresholds keep their units. With noise="temporal" the network still sees the means of what stood still.
+        """
+        with self._lock:
+            self._due = True
+
     def _run(self, executor: Executor, frame: torch.Tensor) -> None:
         try:
-            if executor.fresh and self._filter is not None:
-                self._filter.reset()
             executor.run(self._filtered(frame))
         except FrameError:
-            if executor.fresh:
+            if executor.fresh and not self._since:
                 self._signature = None  # a bad first frame does not fix the size either
             raise
         except BaseException:
             executor.reset()  # stopped in the middle (by an operator that raised, by Ctrl-C): what is held no longer fits together
+            if self._filter is not None:
+                self._filter.reset()
             raise
 
     def _filtered(self, frame: torch.Tensor) -> torch.Tensor:
@@ -290,7 +376,7 @@ class Stream:
         assert self._executor is not None
         if not self._sites:
             self._sites = [Site(step.name, self._executor.positions(step), step.macs) for step in self._executor.counted]
-        self.stats.add(self._sites, self._executor.site_counts(), seconds)
+        self.stats.add(self._sites, self._executor.site_counts(), seconds, restarted=self._restarted, refreshed=self._refreshed)
 
     def _checked(self, frame: torch.Tensor) -> torch.Tensor:
         frame = check_frame(frame)
@@ -354,6 +440,7 @@ class Stream:
             0.0 if isinstance(self._default, Mapping) else self._default,  # a mapping is applied by full name, below
             threshold_unit=self.thresholds.unit,
             norm=self._norm,
+            scene_cuts=False,  # cuts, exposure and refreshes are those of the frame
             noise=None if self._filter is not None else self._noise,  # that one takes frames, not maps
             backend=self._backend,
             dtype=self._dtype,
@@ -372,13 +459,15 @@ class Stream:
                         part.thresholds[name] = value
             self._seen_version = self.thresholds.version
         start = time.perf_counter()
-        seen = self._filtered(frame)
+        seen = self._filtered(self._arrived(frame))
         outputs = partial.run(seen if seen is frame else seen.clone())  # it may return what it was given
         seconds = time.perf_counter() - start
+        self._taken()
         parts = list(partial.streams())
         if len(self._sites) != sum(len(part._sites) for _, part in parts):
             self._sites = [Site(f"{prefix}.{site.name}", site.positions, site.macs) for prefix, part in parts for site in part._sites]
-        self.stats.add(self._sites, [count for _, part in parts for count in part.stats.last_counts], seconds)
+        counts = [count for _, part in parts for count in part.stats.last_counts]
+        self.stats.add(self._sites, counts, seconds, restarted=self._restarted, refreshed=self._refreshed)
         names = {f"{prefix}.{name}": value for prefix, part in partial.streams() for name, value in part.thresholds.items()}
         if list(self.thresholds) != list(names):
             known = {**(self._default if isinstance(self._default, Mapping) else {}), **self.thresholds}
@@ -460,8 +549,10 @@ class Stream:
             self._executor = None
             if self._partial is not None:
                 self._partial.reset()
-            if self._filter is not None:
-                self._filter.reset()
+            for part in (self._filter, self._exposure, self._cuts):
+                if part is not None:
+                    part.reset()
+            self._since, self._due = 0, False
 
     def clone(self) -> Stream:
         """A new stream over the same capture and the same packed weights, with the same thresholds and no frames yet."""
@@ -473,6 +564,9 @@ class Stream:
                 norm=self._norm,
                 noise=self._noise,
                 aoi=self._aoi,
+                exposure="global" if self._exposure is not None else None,
+                scene_cuts=self._cuts is not None,
+                refresh=self._refresh,
                 backend=self._backend,
                 dtype=self._dtype,
             )
@@ -542,7 +636,8 @@ class Stream:
             return {"total": sum(table.values()), "tensors": table, "shared_weights": shared}
 
     def _camera_memory(self) -> dict[str, int]:
-        return {"noise filter": self._filter.nbytes} if self._filter is not None else {}
+        parts = {"noise filter": self._filter, "exposure": self._exposure}
+        return {name: part.nbytes for name, part in parts.items() if part is not None}
 
 
 def _copy_weights(steps: Iterable[Step]) -> None:
