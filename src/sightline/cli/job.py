@@ -80,6 +80,7 @@ class Job:
     Attributes:
         stream: keyword arguments of `sightline.stream`; `dtype` by its name.
         thresholds: a file written by ``sightline tune``, instead of `stream`'s threshold; it brings its unit, norm and input filter.
+        refresh_keyframes: compute everything again where the video has a keyframe.
         compare: run the dense network on some frames too.
         samples: on about how many.
         view: "both" (frame and heat side by side), "frame" (full size) or "heat".
@@ -101,6 +102,7 @@ class Job:
     output: Path | None = None
     report: Path | None = None
     json: Path | None = None
+    refresh_keyframes: bool = False
     compare: bool = False
     samples: int = 12
     device: str = "cpu"
@@ -211,6 +213,8 @@ class _Run:
         """Stream one frame, compare it, draw it."""
         tensor = self.preprocess(frame.rgb(self.size), self.device)
         first = not self.report.frames
+        if self.job.refresh_keyframes and frame.key:
+            self.stream.refresh()
         outputs = self._first_outputs(tensor) if first else widened(output_tensors(self.stream(tensor)))
         last = self.stream.stats.last
         share = last.macs_done / last.macs_dense if last.macs_dense else 0.0
@@ -232,6 +236,8 @@ class _Run:
         report.model["task"] = self.task.name
         report.layers = [dict(row) for row in self.stream.explain().rows]
         report.macs_dense = float(self.stream.stats.last.macs_dense)
+        total = self.stream.stats.total
+        report.restarts, report.refreshes = int(total.restarts), int(total.refreshes)
         report.state_bytes = int(self.stream.memory().get("total", 0))
         report.measures = [
             MeasureRecord(measure.key, measure.label, measure.value, measure.text)
@@ -559,6 +565,7 @@ def _settings(job: Job, preprocess: Preprocess) -> dict[str, Any]:
     return {
         **job.stream,
         **({} if job.thresholds is None else {"threshold": str(job.thresholds)}),
+        **({"refresh": "keyframes"} if job.refresh_keyframes else {}),
         "weights": job.weights or "as in the file, or random",
         "scale": preprocess.scale,
         "mean": list(preprocess.mean or ()),

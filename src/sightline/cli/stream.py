@@ -16,6 +16,7 @@ from sightline.tasks import TASKS
 _CHOICES = {
     "threshold_unit": ("std", "absolute"),
     "norm": ("rms", "max", "l2"),
+    "exposure": (None, "global"),
     "compare": (None, "dense"),
     "task": TASKS,
     "view": ("both", "frame", "heat"),
@@ -34,6 +35,9 @@ class StreamOptions:
     threshold_unit: str = "std"
     input_threshold: str | None = None
     noise: str | None = None
+    exposure: str | None = None
+    scene_cuts: bool = True
+    refresh: str | None = None
     norm: str = "rms"
     size: str | None = None
     mean: str | None = None
@@ -78,6 +82,9 @@ def make_job(options: StreamOptions, video: str) -> Job:
             "threshold_unit": options.threshold_unit,
             "input_threshold": parse_input_threshold(options.input_threshold),
             "noise": options.noise,
+            "exposure": options.exposure,
+            "scene_cuts": options.scene_cuts,
+            "refresh": parse_refresh(options.refresh),
             "norm": options.norm,
             "backend": options.backend,
             **({} if options.dtype is None else {"dtype": options.dtype}),
@@ -87,6 +94,7 @@ def make_job(options: StreamOptions, video: str) -> Job:
         task=options.task,
         view=options.view,
         compare=options.compare == "dense",
+        refresh_keyframes=options.refresh == "keyframes",
     )
 
 
@@ -117,6 +125,19 @@ def parse_input_threshold(text: str | None) -> float | str | None:
     if not 0 <= number < float("inf"):
         raise ValueError(f"--input-threshold: expected a number that is not negative, for example 0.05 or 15abs; got {text!r}")
     return text if text.endswith("abs") else number
+
+
+def parse_refresh(text: str | None) -> int | None:
+    """Read a number of frames; "keyframes" is not one, and the job's own business.
+
+    >>> parse_refresh("250"), parse_refresh("keyframes"), parse_refresh(None)
+    (250, None, None)
+    """
+    if text is None or text == "keyframes":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"--refresh: expected a number of frames, at least 1, or keyframes; got {text!r}")
+    return int(text)
 
 
 def parse_triple(text: str, option: str) -> tuple[float, float, float]:
