@@ -165,7 +165,8 @@ def _open_av(source: str, kind: str, start: int, frames: int | None) -> Source:
             index += 1
             if frames is None or index - start < frames:
                 picture = next(decoded, None)
-        if kind == "file" and pace.varies and not notes:
+        steady = kind != "file" or container.format.name == "avi"  # which knows one rate only, and numbers frames oddly
+        if not steady and pace.varies and not notes:
             notes.append(
                 f"frames of {source!r} come at changing intervals ({min(pace.gaps)} to {max(pace.gaps)} ms); "
                 f"all are taken, and a written video shows them at {float(rate):.3g} a second"
