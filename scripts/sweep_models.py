@@ -3,7 +3,7 @@
 
 Writes one JSON line per network; a second run does those that are missing. One process per network, with limits of time and memory.
 Weights are random but lively, thresholds 0; the law of tests/oracle.py decides (against float64), or for networks above 150 million weights
-a relative error of 1e-3 against float32. Where lively weights make PyTorch's own float32 result wrong by more than 1 %, the network's own
+a relative error of 1e-3 against float32. Where lively weights make PyTorch's own float32 result wrong by more than a thousandth, the network's own
 initial weights are taken ("tame"). Detectors: the same relative error, box by box; no box is thrown away for a low score, so that there
 are some.
 
@@ -146,9 +146,9 @@ def obey_law(results: list[Any], model: nn.Module, exact: nn.Module, frames: lis
 
 
 def sound(model: nn.Module, exact: nn.Module, frame: Tensor) -> bool:
-    """Whether PyTorch's own result in float32 is right to 1 %; some deep networks amplify rounding until nothing else is left."""
+    """Whether PyTorch's own result in float32 is right to a thousandth; some deep networks amplify rounding until nothing else is left."""
     with torch.no_grad():
-        return relative(model(frame), exact(frame.double())) <= 0.01
+        return relative(model(frame), exact(frame.double())) <= 1e-3
 
 
 def macs_of(model: nn.Module, frame: Tensor) -> int:
