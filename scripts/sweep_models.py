@@ -3,9 +3,9 @@
 
 Writes one JSON line per network; a second run does those that are missing. One process per network, with limits of time and memory.
 Weights are random but lively, thresholds 0; the law of tests/oracle.py decides (against float64), or for networks above 150 million weights
-a relative error of 1e-3 against float32. Where lively weights make PyTorch's own float32 result wrong by more than a thousandth, the network's own
-initial weights are taken ("tame"). Detectors: the same relative error, box by box; no box is thrown away for a low score, so that there
-are some.
+a relative error of 1e-3 against float32. Where lively weights make PyTorch's own float32 result wrong by more than a thousandth, the
+network's own initial weights are taken ("tame"). Detectors: the same relative error, box by box; no box is thrown away for a low score,
+so that there are some.
 
     python scripts/sweep_models.py results.jsonl [--only NAME ...] [--limit-seconds 120] [--stop-after 900] [--shard 0/2]
     python scripts/sweep_models.py results.jsonl --table benchmarks/results/models-1.json
@@ -45,7 +45,7 @@ LARGE_NAMES = re.compile(
 )
 GIBIBYTES = 10  # of memory per network
 LARGE = 150_000_000  # weights above which no float64 copy is made
-HUGE = 250_000_000  # weights above which a network is left out: more memory than time
+HUGE = 700_000_000  # weights above which a network is left out: more memory than time
 TIMM_FILES = [
     "byobnet", "convmixer", "convnext", "cspnet", "densenet", "dla", "dpn", "edgenext", "efficientnet", "efficientvit_mit",
     "efficientformer", "fasternet", "fastvit", "ghostnet", "hardcorenas", "hgnet", "hrnet", "inception_next",
