@@ -20,8 +20,8 @@ import networks
 import sightline as sl
 from sightline import media
 from sightline.models import load_model
+from sightline.pixels import pixel_scale_of
 from sightline.tune.metrics import make_metric, squares, task_metric
-from sightline.tune.pixels import pixel_scale_of
 
 MOTORWAY = Job("classes, motorway", "efficientnet_lite0_fp16.safetensors", "traffic_camera.mp4", (224, 224), (127.5,) * 3, (127.5,) * 3)
 CASES = (*JOBS[:1], *JOBS[2:5], MOTORWAY)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from commands import make_video
 from sightline.torchvision_import import nms
-from test_cli import make_video
 
 INSTALLED = """
 import importlib.util, sys

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sightline.budget import BudgetStats
+
 
 @dataclass(frozen=True)
 class Site:
@@ -59,6 +61,9 @@ class FrameStats:
 class Stats:
     """`last`: the last frame. `total`: all frames since the start or the last reset, the first (dense) one included.
 
+    `budget`: how a budget stands (`BudgetStats`), None without one. A frame that is checked against dense counts that work too, so its
+    densities and shares are above 1.
+
     Adding a frame only adds up integers; names and shares are worked out when somebody looks.
     """
 
@@ -72,6 +77,7 @@ class Stats:
         self._frames = 0
         self._last_seconds = 0.0
         self._seconds = 0.0
+        self.budget: BudgetStats | None = None
 
     def add(self, sites: Sequence[Site], counts: list[int], seconds: float, moved: Sequence[bool] = ()) -> None:
         """Counts one more frame.
@@ -95,6 +101,19 @@ class Stats:
         self._frames += 1
         self._last_seconds = seconds
         self._seconds += seconds
+
+    def add_to_last(self, counts: list[int], seconds: float) -> None:
+        """Counts more work for the last frame."""
+        self._last = [a + b for a, b in zip(self._last, counts, strict=True)]
+        self._sum = [a + b for a, b in zip(self._sum, counts, strict=True)]
+        self._last_seconds += seconds
+        self._seconds += seconds
+
+    @property
+    def last_share(self) -> float:
+        """``last.macs_share`` without the rest."""
+        done = sum(site.macs * count / max(site.positions, 1) for site, count in zip(self._sites, self._last, strict=True))
+        return done / max(sum(site.macs for site in self._sites), 1)
 
     @property
     def last_counts(self) -> list[int]:
@@ -131,4 +150,5 @@ class Stats:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, ready for JSON."""
-        return {"last": self.last.to_dict(), "total": self.total.to_dict()}
+        budget = {} if self.budget is None else {"budget": self.budget.to_dict()}
+        return {"last": self.last.to_dict(), "total": self.total.to_dict(), **budget}

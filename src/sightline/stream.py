@@ -18,6 +18,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from sightline.area import AreaOfInterest
+from sightline.budget import Budget, Control
+from sightline.checks import Checks
 from sightline.errors import CaptureError, DeviceError, DTypeError, FrameError, ShapeError
 from sightline.explain import Explanation
 from sightline.graph import native
@@ -50,6 +52,7 @@ def stream(
     noise: str | None = None,
     aoi: AreaOfInterest | None = None,
     global_ops: str = "exact",
+    budget: float | Budget | None = None,
     backend: str = "auto",
     dtype: torch.dtype | None = None,
     example: torch.Tensor | None = None,
@@ -82,6 +85,11 @@ def stream(
             any call site. "hold": a gate keeps its value until it has moved by more than a threshold of its own: 0.25 standard deviations
             over its channels, or the ordinary one where that is larger. `thresholds` shows it under the gate's name; a mapping
             that names a gate decides. `stats` and `explain()` say how often gates moved.
+        budget: what to hold by scaling all thresholds together while frames come: a number, the largest error in noise units (1.0: as much
+            as invisible noise of one grey level would change), or a `Budget` with another metric or a time per frame. Where all thresholds
+            are 0, a mild family of them takes their place on the first frame. An error is held by comparing with a dense run at every
+            hundredth frame, more often at the start; that frame's output is the dense one (with `aoi`: 0 outside the area). `stats.budget`
+            says how it stands. None: thresholds stay as they are.
         backend: "auto" (native where it can, else torch), "native" or "torch".
         dtype: element type to compute in, and of the outputs (those of a model that is captured in parts keep their own); default: the
             frame's, which must be that of the model's weights. The native executor takes float32 and bfloat16 (maps and weights; sums are
@@ -123,6 +131,7 @@ def stream(
         noise=noise,
         aoi=aoi,
         global_ops=global_ops,
+        budget=budget,
         backend=backend,
         dtype=dtype,
         example=example,
@@ -150,6 +159,7 @@ class Stream:
         noise: str | None = None,
         aoi: AreaOfInterest | None = None,
         global_ops: str = "exact",
+        budget: float | Budget | None = None,
         backend: str = "auto",
         dtype: torch.dtype | None = None,
         example: torch.Tensor | None = None,
@@ -172,6 +182,9 @@ class Stream:
         self._global_ops = global_ops
         self._unset_gates: dict[str, float] = {}  # absolute thresholds of held gates whose unit is not known yet -> what they show
         self._aoi = aoi
+        budget = Budget.of(budget)
+        self._checks = None if budget is None else Checks(Control(budget))
+        self._scaled = 1.0  # factor that the executor's thresholds have now
         self._needs: Needs | None = None
         self._unitless = False  # with an area: a map has a threshold but no deviation yet, since nothing of it was ever needed
         self._area = -1  # version of the area that the executor works with
@@ -191,7 +204,7 @@ class Stream:
         if suffix == "std" and self.thresholds.unit == "absolute":
             raise ValueError(f"`input_threshold` is {input_threshold!r}, but the thresholds are absolute; give a plain number.")
         self._input_absolute = suffix == "abs" and self.thresholds.unit != "absolute"  # else: the same unit as all others
-        self.stats = Stats()
+        self.stats = self._new_stats()
         if example is not None:
             self._prepare(self._checked(example))
 
@@ -227,16 +240,18 @@ class Stream:
                 self._apply_area(self._aoi, executor, frame)
             self._apply_thresholds()
             first = executor.fresh
-            start = time.perf_counter()
+            start = self._clock()
             self._run(executor, frame)
             outputs = self._outputs()
-            seconds = time.perf_counter() - start
+            seconds = self._clock() - start
             if first:
                 self._std.clear()
                 self._seen_version = -1
                 self._apply_thresholds()
             self._count(seconds)
-            return outputs
+            return outputs if self._checks is None else self._hold_budget(self._checks, frame, outputs, seconds)
+
+    _clock = staticmethod(time.perf_counter)
 
     def _run(self, executor: Executor, frame: torch.Tensor) -> None:
         try:
@@ -298,6 +313,56 @@ class Stream:
         moved = [self._executor.moved(step) for step in self._gates]
         self.stats.add(self._sites, self._executor.site_counts(), seconds, moved)
 
+    # -- budget -----------------------------------------------------------------------------------------------------------
+
+    def _new_stats(self) -> Stats:
+        stats = Stats()
+        stats.budget = None if self._checks is None else self._checks.control.stats
+        return stats
+
+    def _hold_budget(self, checks: Checks, frame: torch.Tensor, outputs: Any, seconds: float) -> Any:
+        """Takes account of a frame, checks it if a check is due, and scales the thresholds; returns what the user gets."""
+        control = checks.control
+        assert self._executor is not None
+        held = {step.name for step in self._executor.plan.steps if step.gate} if self._global_ops == "hold" else set()
+        if self.thresholds and not any(value for name, value in self.thresholds.items() if name not in held):
+            family = checks.starting_thresholds(self._executor, frame, self.thresholds.unit)
+            self.thresholds.update({name: max(value, self.thresholds[name]) for name, value in family.items()})
+        if control.due:
+            outputs = checks.check(frame, lambda: self._inside(outputs), self._run_densely)
+        control.frame(seconds, self.stats.last_share)
+        if control.factor != self._scaled:
+            self._seen_version = -1
+        return outputs
+
+    def _run_densely(self, frame: torch.Tensor) -> Any:
+        """Starts anew with a frame; its cost is part of the last frame's."""
+        executor = self._executor
+        assert executor is not None
+        start = self._clock()
+        executor.reset()
+        if self._aoi is not None:
+            self._apply_area(self._aoi, executor, frame)
+        for step in executor.plan.steps:
+            executor.set_threshold(step, 0.0)  # whatever they are set to next is then no reduction, which would cost a whole frame
+        self._seen_version = -1
+        self._run(executor, frame)
+        outputs = self._outputs()
+        self.stats.add_to_last(executor.site_counts(), self._clock() - start)
+        return outputs
+
+    def _inside(self, outputs: Any) -> Any:
+        """What a dense run can be compared with: with an area, nothing outside it."""
+        if self._aoi is None:
+            return outputs
+        assert self._plan is not None
+        values = [outputs] if self._plan.graph.output_tree is None else pytree.tree_leaves(outputs)
+        shown = [self._shown.get(node) for node in self._plan.graph.outputs]
+        return [
+            value if mask is None else torch.where(mask.reshape(over(mask, value)), value, torch.zeros((), dtype=value.dtype))
+            for value, mask in zip(values, shown, strict=True)
+        ]
+
     def _checked(self, frame: torch.Tensor) -> torch.Tensor:
         frame = check_frame(frame)
         if self._signature is not None:
@@ -322,8 +387,9 @@ class Stream:
             except CaptureError as error:
                 if not isinstance(self._model, nn.Module) or self._backend == "native":
                     raise
-                if self._aoi is not None:
-                    raise CaptureError(f"{error} With `aoi`, a model must be captured whole.") from error
+                if self._aoi is not None or self._checks is not None:
+                    which = "budget" if self._aoi is None else "aoi"
+                    raise CaptureError(f"{error} With `{which}`, a model must be captured whole.") from error
                 self._partial = PartialModel(self._model, frame, self._part, error)
                 self._signature = self._signature_of_plan = signature
                 return
@@ -441,10 +507,11 @@ class Stream:
         self._unitless = False
         if self._unset_gates and not executor.fresh:
             self._show_held_gates(executor, plan.steps)
+        self._scaled = 1.0 if self._checks is None else self._checks.control.factor
         for step in plan.steps:
-            value = self.thresholds[step.name] if step.truncates else 0.0
-            if step.head.op == "input" and self._input_absolute and value == self._input_shown:
-                value = self._show_input_threshold(step, executor)
+            value = self.thresholds[step.name] * self._scaled if step.truncates else 0.0
+            if step.head.op == "input" and self._input_absolute and self.thresholds.get(step.name) == self._input_shown:
+                value = self._show_input_threshold(step, executor) * self._scaled
             elif value > 0 and self.thresholds.unit == "std":
                 if executor.fresh:
                     continue  # the first frame is published whole; its statistics give the unit
@@ -474,7 +541,9 @@ class Stream:
         """Forgets all frames and counters. The next frame may have another size, type or device; it is computed densely."""
         with self._lock:
             self._signature = None
-            self.stats = Stats()
+            if self._checks is not None:
+                self._checks = Checks(self._checks.control.restarted())
+            self.stats = self._new_stats()
             self._sites = []
             self._std.clear()
             self._seen_version = -1
@@ -497,6 +566,9 @@ class Stream:
                 dtype=self._dtype,
             )
             twin._unset_gates = dict(self._unset_gates)
+            if self._checks is not None:
+                twin._checks = Checks(self._checks.control.restarted())
+                twin.stats = twin._new_stats()
             twin._input_threshold, twin._input_absolute = self._input_threshold, self._input_absolute
             twin._input_shown = self._input_shown
             twin.thresholds.update(self.thresholds)
