@@ -146,8 +146,10 @@ def obey_law(results: list[Any], model: nn.Module, exact: nn.Module, frames: lis
 
 
 def keypoints_apart(got: Any, want: Any) -> float:
-    """The largest distance in pixels of a detector's keypoints, which are taken out of both results: each is the place of a maximum, and
-    rounding decides between neighbours that are as good."""
+    """The largest distance in pixels of a detector's keypoints, which are taken out of both results.
+
+    Each is the place of a maximum, and rounding decides between neighbours that are as good.
+    """
     if not (isinstance(got, list) and got and isinstance(got[0], dict) and "keypoints" in got[0]):
         return 0.0
     pairs = [(a.pop("keypoints"), b.pop("keypoints")) for a, b in zip(got, want, strict=True)]
