@@ -345,9 +345,10 @@ class Stream:
         with self._lock:
             self._due = True
 
-    def _run(self, executor: Executor, frame: torch.Tensor) -> None:
+    def _run(self, executor: Executor, frame: torch.Tensor, *, raw: bool = False) -> None:
+        """Brings the executor up to date; `raw`: with the frame itself, not with what a noise filter makes of it."""
         try:
-            executor.run(self._filtered(frame))
+            executor.run(frame if raw else self._filtered(frame))
         except FrameError:
             if executor.fresh and not self._since:
                 self._signature = None  # a bad first frame does not fix the size either
@@ -450,7 +451,7 @@ class Stream:
         for step in executor.plan.steps:
             executor.set_threshold(step, 0.0)  # whatever they are set to next is then no reduction, which would cost a whole frame
         self._seen_version = -1
-        executor.run(frame)  # not what a noise filter makes of it
+        self._run(executor, frame, raw=True)
         outputs = self._outputs()
         self.stats.add_to_last(executor.site_counts(), self._clock() - start)
         return outputs
