@@ -348,7 +348,7 @@ class Clock:
         self.taken: list[float] = []
         inner = stream._run
 
-        def run(executor: Any, frame: Tensor) -> None:
+        def run(executor: Any, frame: Tensor, **settings: bool) -> None:
             inner(executor, frame, **settings)
             macs = [
                 step.macs * count / executor.positions(step) for step, count in zip(executor.counted, executor.site_counts(), strict=True)
