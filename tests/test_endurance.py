@@ -25,11 +25,12 @@ from streams import SHAPE, dense, net
 
 pytestmark = pytest.mark.skipif(not kernels.native_status()["available"], reason=str(kernels.native_status()["reason"]))
 FRAMES = [pytest.param(500, id="500"), pytest.param(10_000, marks=pytest.mark.slow, id="10000")]
+FILTERS: dict[str, Any] = {"noise": "temporal"}
 WARM_UP = 50  # frames after which nothing may grow any more
 
 
-def endless_video(frames: int, seed: int = 0) -> Iterator[Tensor]:
-    """A patch that wanders over a still picture whose brightness drifts, and a little noise: changes of every size, at every place."""
+def endless_video(frames: int, seed: int = 0, sensor: float = 0.0) -> Iterator[Tensor]:
+    """A patch that wanders over a still picture whose brightness drifts, and a sensor's noise: changes of every size, at every place."""
     generator = torch.Generator().manual_seed(seed)
     picture = torch.randn(SHAPE, generator=generator)
     _, _, h, w = SHAPE
@@ -38,7 +39,7 @@ def endless_video(frames: int, seed: int = 0) -> Iterator[Tensor]:
         picture[index % SHAPE[0], :, y : y + 6, x : x + 6] = torch.randn(SHAPE[1], 6, 6, generator=generator)
         if index % 7 == 0:
             picture[:, :, : h // 2] += 0.01 * torch.randn((), generator=generator)  # the slow drift that thresholds must not lose
-        yield picture.clone()
+        yield picture + sensor * torch.randn(SHAPE, generator=generator)
 
 
 def resident() -> int:
@@ -51,12 +52,12 @@ def resident() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="reads the process's memory from /proc")
 @pytest.mark.parametrize("frames", FRAMES)
-@pytest.mark.parametrize("threshold", [0.0, 0.1])
-def test_memory_stays_flat(frames: int, threshold: float) -> None:
+@pytest.mark.parametrize(("threshold", "filters"), [(0.0, {}), (0.1, {}), (0.1, FILTERS)], ids=["exact", "threshold", "filters"])
+def test_memory_stays_flat(frames: int, threshold: float, filters: dict[str, Any]) -> None:
     """Resident memory after the last frame is that after frame 50, within 1 %; so is what the stream reports, to the byte."""
-    stream = sl.stream(net(), threshold, backend="native")
+    stream = sl.stream(net(), threshold, backend="native", **filters)
     before = reported = 0
-    for index, frame in enumerate(endless_video(frames)):
+    for index, frame in enumerate(endless_video(frames, sensor=0.05 if filters else 0.0)):
         stream(frame)
         if index == WARM_UP:
             before, reported = resident(), stream.memory()["total"]
@@ -93,13 +94,14 @@ def test_no_drift_at_threshold_0(frames: int) -> None:
 
 
 @pytest.mark.parametrize("frames", FRAMES)
-def test_error_stays_flat_with_a_threshold(frames: int) -> None:
+@pytest.mark.parametrize("filters", [{}, FILTERS], ids=["plain", "filters"])
+def test_error_stays_flat_with_a_threshold(frames: int, filters: dict[str, Any]) -> None:
     """The error against dense over the last 20 frames is at most twice that over the 20 frames around frame 10, and is not nothing."""
     model = net()
-    stream = sl.stream(model, 0.1, backend="native")
+    stream = sl.stream(model, 0.1, backend="native", **filters)
     early: list[Tensor] = []
     late: list[Tensor] = []
-    for index, frame in enumerate(endless_video(frames)):
+    for index, frame in enumerate(endless_video(frames, sensor=0.05 if filters else 0.0)):
         got = stream(frame)
         if 1 <= index <= 20 or index >= frames - 20:
             pairs = zip(oracle.tensors(got), oracle.tensors(dense(model, frame)), strict=True)
