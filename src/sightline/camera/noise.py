@@ -93,7 +93,7 @@ class _State:
 
     mean: torch.Tensor  # (n, c, h, w): what the network sees
     spread: torch.Tensor  # (n, 1, h, w): mean square of the noise
-    age: torch.Tensor  # (n, 1, h, w) uint8: frames since the pixel moved, at most 255
+    age: torch.Tensor  # (n, 1, h, w) uint8: frames that the mean stands for, at most 255; 0: one, and the pixel has just moved
 
     @classmethod
     def like(cls, frame: torch.Tensor, shift: int) -> _State:
@@ -123,7 +123,7 @@ class TemporalFilter:
         self._native = native
         self._state: _State | None = None
         self._spare: _State | None = None
-        self._moved: torch.Tensor | None = None
+        self._frames = 0
         self._kind = _NoiseKind(settings.memory)
 
     def __call__(self, frame: torch.Tensor, limit: float = 0.0) -> torch.Tensor:
@@ -145,25 +145,26 @@ class TemporalFilter:
             frame = frame.float()
         if self._state is None:
             return self._start(frame)
-        if self._moved is None:
+        if self._frames == 1:
             self._guess_spread(frame, self._state)
         if self._native and frame.dtype == torch.float32 and frame.device.type == "cpu" and kernels.native() is not None:
             self._step_native(frame, limit, self._state)
         else:
             self._step(frame, limit, self._state)
-        assert self._moved is not None
-        self._kind.see(frame, self._moved)
+        self._frames += 1
+        self._kind.see(frame, self._state.age)
         return self._state.mean
 
     def reset(self) -> None:
         """Forgets all frames."""
-        self._state = self._spare = self._moved = None
+        self._state = self._spare = None
+        self._frames = 0
         self._kind = _NoiseKind(self.settings.memory)
 
     @property
     def moved(self) -> torch.Tensor | None:
         """Bool (n, h, w): what moved in the last frame, rims included; None before the second."""
-        return None if self._moved is None else self._moved[:, 0] != 0
+        return None if self._state is None or self._frames < 2 else self._state.age[:, 0] == 0
 
     @property
     def gain(self) -> list[float]:
@@ -174,13 +175,14 @@ class TemporalFilter:
     def nbytes(self) -> int:
         """Bytes of state."""
         states = [state for state in (self._state, self._spare) if state is not None]
-        return sum(t.nbytes for s in states for t in (s.mean, s.spread, s.age)) + (0 if self._moved is None else self._moved.nbytes)
+        return sum(t.nbytes for s in states for t in (s.mean, s.spread, s.age))
 
     def _start(self, frame: torch.Tensor) -> torch.Tensor:
         if not bool(torch.isfinite(frame).all()):
             raise FrameError(NOT_FINITE)
         self._state = _State.like(frame, 0)
         self._state.mean.copy_(frame)
+        self._frames = 1
         self._kind.see(frame, None)
         return self._state.mean
 
@@ -196,18 +198,17 @@ class TemporalFilter:
         assert module is not None
         if self._spare is None:
             self._spare = _State.like(frame, 1)
-        moved = torch.zeros_like(state.age) if self._moved is None else self._moved
         if frame.stride(3) != 1 and frame.shape[3] > 1:
             frame = frame.contiguous()
         kernels.apply_num_threads()
         finite = module.filter_noise(
             kernels.isa(), frame.data_ptr(), frame.stride()[:3], tuple(frame.shape),
             (self.settings.strength, limit, _RATE, _VOTES, self.settings.dilation), self.gain,
-            _addresses(state), _addresses(self._spare), moved.data_ptr(),
+            _addresses(state), _addresses(self._spare),
         )  # fmt: skip
         if not finite:
             raise FrameError(NOT_FINITE)
-        self._state, self._spare, self._moved = self._spare, state, moved
+        self._state, self._spare = self._spare, state
 
     # -- PyTorch --------------------------------------------------------------------------------------------------------
 
@@ -216,7 +217,7 @@ class TemporalFilter:
             raise FrameError(NOT_FINITE)
         delta = frame - state.mean
         square = delta.square().mean(1, keepdim=True)
-        age = state.age.to(frame.dtype)
+        age = state.age.clamp(min=1).to(frame.dtype)
         noise = state.spread.clamp(min=limit * limit)
         fired = square * age > self.settings.strength**2 * noise * (age + 1)
         votes = functional.avg_pool2d(fired.to(frame.dtype), 5, 1, 2, divisor_override=1)
@@ -230,9 +231,8 @@ class TemporalFilter:
         self._state = _State(
             torch.where(moved, frame, state.mean + weight * delta).contiguous(),
             torch.where(moved, state.spread, state.spread + _RATE * (seen - state.spread)),
-            torch.where(moved | fired, 1, (age + 1).clamp(max=255)).to(torch.uint8),
+            torch.where(moved, 0, torch.where(fired, 1, (age + 1).clamp(max=255))).to(torch.uint8),
         )
-        self._moved = moved.to(torch.uint8)
 
 
 class _NoiseKind:
@@ -251,15 +251,15 @@ class _NoiseKind:
         self._sums: torch.Tensor | None = None  # (n, 2) float64: mean squares over one and over two frames
         self.gain: list[float] = []
 
-    def see(self, frame: torch.Tensor, moved: torch.Tensor | None) -> None:
-        """Takes a frame (n, c, h, w) and what moved in it (n, 1, h, w). Of four frames, it looks at three."""
+    def see(self, frame: torch.Tensor, age: torch.Tensor | None) -> None:
+        """Takes a frame (n, c, h, w) and the ages of its pixels, 0 where they moved. Of four frames, it looks at three."""
         self.gain = self.gain or [0.5 if self._memory is None else 1 / self._memory] * frame.shape[0]
         self._count += 1
         if self._memory is not None or self._count % 4 == 0:
             return
         self._frames.append(_sample(frame).clone())
-        if moved is not None:
-            self._moved.append(_sample(moved) != 0)
+        if age is not None:
+            self._moved.append(_sample(age) == 0)
         if self._count % 4 == 3:
             self._add()
             self._frames, self._moved = [], []

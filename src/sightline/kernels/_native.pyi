@@ -173,6 +173,5 @@ def filter_noise(
     gains: Sequence[float],
     source: tuple[int, int, int],
     target: tuple[int, int, int],
-    moved: int,
 ) -> bool:
     """One frame through the temporal noise filter; False where it holds NaN or Inf."""

@@ -35,7 +35,7 @@ NoiseState state(const Addresses& a) {
 void bind_camera(nb::module_& m) {
   m.def("filter_noise", [](const std::string& isa, uintptr_t frame, std::tuple<int64_t, int64_t, int64_t> strides,
                            std::tuple<int, int, int, int> shape, std::tuple<float, float, float, int, int> settings,
-                           const std::vector<float>& gains, Addresses from, Addresses to, uintptr_t moved) {
+                           const std::vector<float>& gains, Addresses from, Addresses to) {
     const auto [image, plane, row] = strides;
     const auto [n, c, h, w] = shape;
     const auto [strength, floor, rate, votes, dilation] = settings;
@@ -43,9 +43,9 @@ void bind_camera(nb::module_& m) {
     const NoiseSettings s{strength * strength, floor * floor, rate, votes, dilation};
     if ((int)gains.size() != n) throw std::invalid_argument("one gain per image is needed");
     nb::gil_scoped_release release;
-    return filter_noise(*kernels_for(isa), f, s, gains.data(), state(from), state(to), reinterpret_cast<uint8_t*>(moved));
+    return filter_noise(*kernels_for(isa), f, s, gains.data(), state(from), state(to));
   }, nb::arg("isa"), nb::arg("frame"), nb::arg("strides"), nb::arg("shape"), nb::arg("settings"), nb::arg("gains"), nb::arg("source"),
-     nb::arg("target"), nb::arg("moved"), "One frame through the temporal noise filter; False where it holds NaN or Inf.");
+     nb::arg("target"), "One frame through the temporal noise filter; False where it holds NaN or Inf.");
 }
 
 }  // namespace sightline

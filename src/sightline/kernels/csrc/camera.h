@@ -10,7 +10,7 @@ namespace sightline {
 struct NoiseState {
   float* maps;    // per image, `plane` floats apart: the mean of each channel, then the mean square deviation over channels and time
   int64_t plane;
-  uint8_t* age;   // [n][h][w] frames since the pixel moved, at most 255
+  uint8_t* age;   // [n][h][w] frames that the mean stands for, at most 255; 0: one, and the pixel has just moved
 };
 
 struct NoiseSettings {
@@ -30,15 +30,15 @@ struct NoiseRow {
 };
 
 struct CameraKernels {
-  // out[x] = 1 where a pixel is further from its mean than its noise explains.
-  void (*noise_fire)(const NoiseRow&, const NoiseSettings&, uint8_t* out);
+  // out[x] = 1 where a pixel is further from its mean than its noise explains; whether any is.
+  bool (*noise_fire)(const NoiseRow&, const NoiseSettings&, uint8_t* out);
   // Takes the row over where it moved, and averages it elsewhere, at least with weight `gain`; what fired alone is young again and follows
   // from the next frame on. False: it holds NaN or Inf.
   bool (*noise_update)(const NoiseRow&, const NoiseSettings&, float gain, const uint8_t* moved, const uint8_t* fired, float* maps, int64_t plane, uint8_t* age);
   // out[x] = sum of in[x .. x + 4]
   void (*sum_of_5)(const uint8_t* in, int w, uint8_t* out);
-  // out[x] = the five rows' sum at x is at least `votes`
-  void (*vote)(const uint8_t* const* rows, int votes, int w, uint8_t* out);
+  // out[x] = the five rows' sum at x is at least `votes`; whether it is anywhere.
+  bool (*vote)(const uint8_t* const* rows, int votes, int w, uint8_t* out);
   void (*or_into)(const uint8_t* in, uint8_t* out, int w);
 };
 
@@ -53,9 +53,9 @@ struct CameraFrame {
   int n, c, h, w;
 };
 
-// One frame through the filter, from one state to another; `gain` per image, `moved` [n][h][w]. False: the frame holds NaN or Inf, and
-// the new state is to be thrown away.
+// One frame through the filter, from one state to another; `gain` per image. False: the frame holds NaN or Inf, and the new state is to be
+// thrown away.
 bool filter_noise(const CameraKernels&, const CameraFrame&, const NoiseSettings&, const float* gain, const NoiseState& from,
-                  const NoiseState& to, uint8_t* moved);
+                  const NoiseState& to);
 
 }  // namespace sightline

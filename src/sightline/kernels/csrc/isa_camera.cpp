@@ -54,27 +54,42 @@ SL_INLINE void put(uint8_t* p, VI v, int n) {
   std::memcpy(p, bytes, (size_t)n);
 }
 SL_INLINE VF floats(VI v) { return __builtin_convertvector(v, VF); }
+// 1 / x for small whole numbers.
+SL_INLINE VF reciprocal(VF x) {
+#if defined(__AVX512F__)
+  const VF r = (VF)_mm512_rcp14_ps((__m512)x);
+  return r * (2.0f - x * r);  // exact to the last bit or the one before; a division takes as long as all the rest
+#else
+  return 1.0f / x;
+#endif
+}
 SL_INLINE VF larger(VF a, VF b) { return a > b ? a : b; }
 SL_INLINE VF smaller(VF a, VF b) { return a < b ? a : b; }
 
 // The mean of a pixel that is `age` frames old deviates too: a deviation d from it says d^2 * age / (age + 1) about the noise.
 // C > 0 fixes the number of channels. Rows are taken by value: stores of bytes might change anything else.
 template <int C>
-SL_INLINE void fire(const NoiseRow r, const NoiseSettings s, uint8_t* __restrict out) {
+SL_INLINE bool fire(const NoiseRow r, const NoiseSettings s, uint8_t* __restrict out) {
   const int c = C > 0 ? C : r.c;
   const VF limit = set1(s.strength * (float)c), floor = set1(s.floor);
+  VI any = {};
   by_vectors(r.w, [&](int i, auto n) __attribute__((always_inline)) {
     VF q = set1(0.0f);
     for (int k = 0; k < c; ++k) {
       const VF d = get(r.frame + k * r.frame_plane + i, n) - get(r.maps + k * r.plane + i, n);
       q += d * d;
     }
-    const VF age = floats(get(r.age + i, n)), noise = limit * larger(get(r.maps + c * r.plane + i, n), floor);
-    put(out + i, (VI)(q * age > noise * age + noise) & 1, n);
+    const VF age = larger(floats(get(r.age + i, n)), set1(1.0f)), noise = limit * larger(get(r.maps + c * r.plane + i, n), floor);
+    const VI fired = (VI)(q * age > noise * age + noise) & 1;
+    any |= fired;
+    put(out + i, fired, n);
   });
+  int some = 0;
+  for (int j = 0; j < W; ++j) some |= any[j];
+  return some != 0;
 }
 
-void noise_fire(const NoiseRow& r, const NoiseSettings& s, uint8_t* out) { r.c == 3 ? fire<3>(r, s, out) : fire<0>(r, s, out); }
+bool noise_fire(const NoiseRow& r, const NoiseSettings& s, uint8_t* out) { return r.c == 3 ? fire<3>(r, s, out) : fire<0>(r, s, out); }
 
 template <int C>
 SL_INLINE bool update(const NoiseRow r, const NoiseSettings s, float gain, const uint8_t* __restrict moved,
@@ -84,8 +99,8 @@ SL_INLINE bool update(const NoiseRow r, const NoiseSettings s, float gain, const
   const VF share = set1(1.0f / (float)c), floor = set1(s.floor), least = set1(gain), rate = set1(s.rate);
   VI finite = ~VI{};
   by_vectors(r.w, [&](int i, auto n) __attribute__((always_inline)) {
-    const VI old = get(r.age + i, n), fresh = (VI)(get(moved + i, n) != 0);
-    const VF part = 1.0f / floats(old + 1), weight = larger(part, least);
+    const VI stored = get(r.age + i, n), old = stored > 0 ? stored : VI{} + 1, fresh = (VI)(get(moved + i, n) != 0);
+    const VF part = reciprocal(floats(old + 1)), weight = larger(part, least);
     VF q = set1(0.0f);
     for (int k = 0; k < c; ++k) {
       const VF x = get(r.frame + k * r.frame_plane + i, n), m = get(r.maps + k * r.plane + i, n), d = x - m;
@@ -97,8 +112,8 @@ SL_INLINE bool update(const NoiseRow r, const NoiseSettings s, float gain, const
     const VF seen = smaller(q * share * (1.0f - part), 4.0f * larger(v, floor));  // one odd frame says little
     put(maps + c * plane + i, fresh ? v : v + rate * (seen - v), n);
     const VI next = old + 1;
-    const VI young = fresh | (VI)(get(fired + i, n) != 0);
-    put(age + i, young ? VI{} + 1 : (next > 255 ? VI{} + 255 : next), n);
+    const VI alone = (VI)(get(fired + i, n) != 0);
+    put(age + i, fresh ? VI{} : alone ? VI{} + 1 : (next > 255 ? VI{} + 255 : next), n);
   });
   int all = -1;
   for (int j = 0; j < W; ++j) all &= finite[j];
@@ -114,10 +129,15 @@ void sum_of_5(const uint8_t* __restrict in, int w, uint8_t* __restrict out) {
   for (int x = 0; x < w; ++x) out[x] = (uint8_t)(in[x] + in[x + 1] + in[x + 2] + in[x + 3] + in[x + 4]);
 }
 
-void vote(const uint8_t* const* rows, int votes, int w, uint8_t* __restrict out) {
+bool vote(const uint8_t* const* rows, int votes, int w, uint8_t* __restrict out) {
   const uint8_t *__restrict a = rows[0], *__restrict b = rows[1], *__restrict c = rows[2], *__restrict d = rows[3], *__restrict e = rows[4];
   const uint8_t least = (uint8_t)votes;
-  for (int x = 0; x < w; ++x) out[x] = (uint8_t)(a[x] + b[x] + c[x] + d[x] + e[x]) >= least;
+  uint8_t any = 0;
+  for (int x = 0; x < w; ++x) {
+    out[x] = (uint8_t)(a[x] + b[x] + c[x] + d[x] + e[x]) >= least;
+    any |= out[x];
+  }
+  return any != 0;
 }
 
 void or_into(const uint8_t* __restrict in, uint8_t* __restrict out, int w) {
