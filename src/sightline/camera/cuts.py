@@ -100,13 +100,15 @@ class _Picture:
     def density_of_changes(self, other: _Picture) -> list[float]:
         """Share of values per element that changed by more than a tenth of the larger of the deviations."""
         least = torch.tensor([0.1 * max(a, b) for a, b in zip(self.deviation, other.deviation, strict=True)], device=self.values.device)
-        return ((self.values - other.values).abs() > least[:, None]).float().mean(1).tolist()  # type: ignore[no-any-return]
+        shares: list[float] = ((self.values - other.values).abs() > least[:, None]).float().mean(1).tolist()
+        return shares
 
     def likeness(self, other: _Picture) -> list[float]:
         """Correlation per element; 0 where one of the two is of one colour."""
         a, b = self.centred, other.centred
         norm = (a.square().sum(1) * b.square().sum(1)).sqrt()
-        return ((a * b).sum(1) / norm).nan_to_num(0.0, 0.0, 0.0).tolist()  # type: ignore[no-any-return]
+        found: list[float] = ((a * b).sum(1) / norm).nan_to_num(0.0, 0.0, 0.0).tolist()
+        return found
 
 
 def _median(values: list[float]) -> float:
