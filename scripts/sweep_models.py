@@ -84,7 +84,7 @@ def build(name: str, kind: str) -> tuple[nn.Module, tuple[int, int]]:
             import timm
 
             model: nn.Module = timm.create_model(plain, pretrained=False)
-            fixed = any(part in plain for part in ("vit", "davit", "focal", "efficientformer"))
+            fixed = any(part in plain for part in ("vit", "davit", "focal", "efficientformer", "bat_"))
             return model.eval(), tuple(model.default_cfg["input_size"][1:]) if fixed else (96, 96)  # type: ignore[arg-type, index]
         from torchvision import models
 
