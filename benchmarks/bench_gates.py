@@ -105,7 +105,7 @@ def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
     if folder is None:
         return [], ["skipped: no shared/data folder beside the checkout, and SIGHTLINE_DATA names none"]
     if arguments.quick:
-        arguments.frames = 3
+        arguments.frames = 4
     wanted = [(name, video) for video in CLIPS for name in NETWORKS if arguments.only in f"{name}, {video}"]
     cases = [run_case(name, video, folder, arguments) for name, video in (wanted[:1] if arguments.quick else wanted)]
     return cases, ["weights are random, batch norms measured on the clip"]

@@ -166,6 +166,44 @@ def test_video_quick(tmp_path: Path, shared_data: Path) -> None:
     assert shared_data.is_dir()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("native")
+def test_gates_quick(tmp_path: Path, shared_data: Path) -> None:
+    pytest.importorskip("av", reason="decodes the clips")
+    if importlib.util.find_spec("timm") is None or importlib.util.find_spec("torchvision") is None:
+        pytest.skip("timm and torchvision build the networks")
+    case = quick("bench_gates.py", tmp_path)["cases"][0]
+    assert {"dense", "0.0 exact", "0.0 hold 0.1"} <= check_rows(case).keys()
+    exact, held = (row for row in case["rows"] if row["contestant"] in {"0.0 exact", "0.0 hold 0.1"})
+    assert 0 <= held["macs_share"] <= exact["macs_share"] <= 1
+    assert held["gates_moved"] <= exact["gates_moved"]
+    assert shared_data.is_dir()
+
+
+def test_tables_of_the_sweep(tmp_path: Path) -> None:
+    """Rows of scripts/sweep_models.py as a result file, and the tables drawn from it."""
+    ok = {
+        "kind": "classification", "weights": 2_700_000, "size": [96, 64], "status": "ok", "relative_error": 3e-7, "macs_share": [1, 0.4],
+        "macs": 1000, "native_macs_share": 0.999999, "call_sites": 40, "parts": False, "on_torch": 1,
+        "ops_on_torch": ["aten.matmul.default"], "seconds": 1.0,
+    }  # fmt: skip
+    rows = [{"name": "timm:first", **ok}, {"name": "torchvision:second", "kind": "classification", "status": "timeout", "seconds": 9.0}]
+    source, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page.write_text("<!-- table:sweepsummary -->\n<!-- /table -->\n<!-- table:sweep -->\n<!-- /table -->\n")
+    script = str(BENCHMARKS.parent / "scripts" / "sweep_models.py")
+    done = subprocess.run(
+        [sys.executable, script, str(source), "--table", str(tmp_path / "models-1.json")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert run("render_tables.py", "--results", str(tmp_path), str(page)).returncode == 0
+    text = page.read_text()
+    assert "| timm, classification | 1 | 1 | 0 | 0 | 1 |" in text
+    assert "| torchvision, classification | 1 | 0 | 1 | 0 | 0 |" in text
+    assert "| timm:first | 2.7 | 96x64 | 3.0e-07 | 100 % | 1 of 40 | matmul |" in text
+    assert "| torchvision:second | - | - | - | - | - | timeout:  |" in text
+
+
 def test_video_without_data_says_so_and_writes_nothing(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     done = run("bench_video.py", "--quick", "--output", str(output), SIGHTLINE_DATA=str(tmp_path / "nowhere"))
