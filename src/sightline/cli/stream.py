@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,6 +67,8 @@ def make_job(options: StreamOptions, video: str) -> Job:
     """
     parse_spec(options.model)
     check_choices(options, _CHOICES)
+    if not 0 <= options.threshold < math.inf:
+        raise ValueError(f"--threshold: expected a finite number, 0 or more; got {options.threshold!r}")
     return Job(
         source=video,
         model=options.model,
