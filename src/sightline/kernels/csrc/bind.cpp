@@ -223,10 +223,8 @@ NB_MODULE(_native, m) {
         if (!mask) return;
         const uint8_t* from = pointer<uint8_t>(mask);
         to.bits.assign(from, from + to.bits.size());
-        for (int r = 0; r < to.rows; ++r) {
-          to.row_any[(size_t)r] = s.program->k->count(to.bits.data() + (size_t)r * to.width, to.width) > 0;
-          to.count += s.program->k->count(to.bits.data() + (size_t)r * to.width, to.width);
-        }
+        for (int r = 0; r < to.rows; ++r) to.row_any[(size_t)r] = s.program->k->count(from + (size_t)r * to.width, to.width) > 0;
+        to.recount(*s.program->k);
       })
       .def_prop_ro("fresh", [](const State& s) { return s.fresh; })
       .def_prop_ro("bytes", &State::bytes);

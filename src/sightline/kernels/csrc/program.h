@@ -165,6 +165,7 @@ struct Mask {
   void shape(int r, int w);
   void clear();
   void fill();
+  void recount(const Kernels& k);  // of the rows that are marked
 };
 
 // Strides in its own elements; columns are contiguous. Its elements are those of the maps, or float32 to be rounded (`wide`).
@@ -215,7 +216,7 @@ class State {
  private:
   struct Scratch {
     Aligned rows;
-    std::vector<const Raw*> taps;
+    std::vector<const Raw*> taps, lines;
     std::vector<float> sums;
     std::vector<uint8_t> flags;
     // of blocks
@@ -243,10 +244,14 @@ class State {
   void for_chunks(int step, int64_t work_per_site, F&& compute);
   void run_conv(int step);
   void conv_group(const Step& s, int phase, bool merged, const SiteList& list, const Publish& pub, int step);
+  bool conv_panels(const Step& s, const Phase& p, bool merged, const ConvTile& shape, const Site* list, int count, const Publish& pub,
+                   Scratch& w);
   void conv_pixels(const Step& s, const Phase& p, bool merged, const ConvTile& shape, const Site* list, int count, const Publish& pub,
                    int step, Scratch& w);
   void fill_taps(const Step& s, int phase, bool merged, const Site* list, int n, const Raw** taps) const;
   void run_depthwise(int step);
+  void depthwise_row(const Step& s, const Site* list, int n, const Site* places, int pitch, const Publish& pub, float* rows, int ldr,
+                     uint8_t* flags, Scratch& w) const;
   void run_block(int step);
   void limit_to_needed(int step);
   void pull(const Link& link, const Mask& wanted, const Tensor& tin, const Tensor& tout, Mask& needed);

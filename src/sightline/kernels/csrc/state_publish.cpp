@@ -6,11 +6,7 @@ namespace sightline {
 Publish State::publisher(int step) {
   const Step& s = program->steps[(size_t)step];
   const Tensor& t = program->tensors[(size_t)s.out];
-  Publish p;
-  p.act = s.act;
-  p.p0 = s.p0;
-  p.p1 = s.p1;
-  p.slope = s.slope.data;
+  Publish p = finishing(s, t.c, t.ld);
   if (s.residual >= 0) {
     p.residual = at(s.residual);
     p.residual_ld = program->tensors[(size_t)s.residual].ld;
@@ -26,8 +22,6 @@ Publish State::publisher(int step) {
   }
   p.norm = norm;
   p.held = at(s.out);
-  p.ld = t.ld;
-  p.c = t.c;
   return p;
 }
 
