@@ -102,13 +102,13 @@ def test_it_falls_at_once_and_rises_in_steps() -> None:
     control = Control(Budget(error=1.0, every=4))
     control.measured(4.0)
     fallen = control.factor
-    assert fallen < 0.15
+    assert fallen < 0.2
     drive(control, 3, lambda factor: 0.1)
     factors = [fallen]
     for _ in range(4):
         drive(control, 4, lambda factor: 0.1)
         factors.append(control.factor)
-    assert all(1 < later / before <= 1.26 for before, later in itertools.pairwise(factors))
+    assert all(1 < later / before <= 1.36 for before, later in itertools.pairwise(factors))
 
 
 def test_it_does_not_rise_while_nothing_is_computed() -> None:

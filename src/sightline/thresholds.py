@@ -174,7 +174,9 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, float]]:
     except OSError as error:
         raise MediaError(f"cannot read thresholds from '{path}': {error.strerror or error}. Check the path.") from error
     except ValueError as error:
-        raise MediaError(f"'{path}' is damaged or not a thresholds file: {error}. Write it anew with `sightline tune`.") from error
+        raise MediaError(
+            f"cannot read thresholds from '{path}': it is damaged or no JSON ({error}); write it anew, or tune again."
+        ) from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT or not isinstance(content.get("thresholds"), dict):
         raise MediaError(f"'{path}' is not a thresholds file; write one with `stream.thresholds.save(path)`.")
     for key, allowed in (("unit", ("std", "absolute")), ("noise", (None, "vote", "block")), ("norm", (None, "rms", "max", "l2"))):
