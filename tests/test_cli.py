@@ -126,11 +126,13 @@ def test_a_whole_job_writes_video_report_and_numbers(networks: Path, video: Path
 def test_options_reach_the_stream_and_the_network(networks: Path, video: Path, fake: list[FakeStream], tmp_path: Path) -> None:
     result = run(
         "stream", video, "-m", f"{networks}:classify", "--threshold", 0.1, "--input-threshold", "15abs", "--noise", "block",
-        "--norm", "max", "--threshold-unit", "absolute", "--backend", "torch", "--frames", 3, "--start", 2,
+        "--norm", "max", "--threshold-unit", "absolute", "--backend", "torch", "--global-ops", "hold", "--frames", 3, "--start", 2,
         "--scale", 1, "--mean", "1,2,3", "--std", "2", "--bgr", "--json", tmp_path / "r.json",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    expected = {"threshold_unit": "absolute", "input_threshold": "15abs", "noise": "block", "norm": "max", "backend": "torch"}
+    expected = {
+        "threshold_unit": "absolute", "input_threshold": "15abs", "noise": "block", "norm": "max", "backend": "torch", "global_ops": "hold",
+    }  # fmt: skip
     assert fake[0].settings == expected
     assert fake[0].threshold == 0.1
     table = json.loads((tmp_path / "r.json").read_text())

@@ -12,6 +12,8 @@ from typing import Any
 
 from sightline.errors import MediaError, SightlineError
 
+HELD_GATE = 0.25
+"""Threshold of gates with `global_ops="hold"`, in standard deviations of a gate's values. Measured: see docs/models.md."""
 _FORMAT = "sightline-thresholds"
 
 

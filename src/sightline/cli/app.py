@@ -113,6 +113,9 @@ def stream_command(
     ] = None,
     noise: Annotated[str | None, typer.Option(help="Input changes by: vote (of 5x5 pixels) or block (8x8). Default: pixel.")] = None,
     norm: Annotated[str, typer.Option(help="Over channels: rms, max or l2.")] = "rms",
+    global_ops: Annotated[
+        str, typer.Option(help="Squeeze-excite and other global gates: exact, or hold (until they moved by more than their own threshold).")
+    ] = "exact",
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Input of the network. Default: the video's, in multiples of 32.")] = None,
     output: Output = None,
     report: Report = None,
@@ -144,6 +147,7 @@ def stream_command(
     options = stream.StreamOptions(
         model=model, threshold=threshold, threshold_unit=threshold_unit, input_threshold=input_threshold, noise=noise, norm=norm,
         size=size, mean=mean, std=std, scale=scale, bgr=bgr, compare=compare, task=task, view=view, backend=backend, dtype=dtype,
+        global_ops=global_ops,
         budget=budget, check=check, aoi=aoi or (),
     )  # fmt: skip
     try:

@@ -18,6 +18,7 @@ _CHOICES = {
     "threshold_unit": ("std", "absolute"),
     "noise": (None, "vote", "block"),
     "norm": ("rms", "max", "l2"),
+    "global_ops": ("exact", "hold"),
     "compare": (None, "dense"),
     "task": TASKS,
     "view": ("both", "frame", "heat"),
@@ -36,6 +37,7 @@ class StreamOptions:
     threshold_unit: str = "std"
     input_threshold: str | None = None
     noise: str | None = None
+    global_ops: str = "exact"
     norm: str = "rms"
     size: str | None = None
     mean: str | None = None
@@ -79,6 +81,7 @@ def make_job(options: StreamOptions, video: str) -> Job:
             "input_threshold": parse_input_threshold(options.input_threshold),
             "noise": options.noise,
             "norm": options.norm,
+            "global_ops": options.global_ops,
             "backend": options.backend,
             **({} if options.dtype is None else {"dtype": options.dtype}),
         },
