@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,13 +102,13 @@ def test_it_falls_at_once_and_rises_in_steps() -> None:
     control = Control(Budget(error=1.0, every=4))
     control.measured(4.0)
     fallen = control.factor
-    assert fallen < 0.15
+    assert fallen < 0.2
     drive(control, 3, lambda factor: 0.1)
     factors = [fallen]
     for _ in range(4):
         drive(control, 4, lambda factor: 0.1)
         factors.append(control.factor)
-    assert all(1 < later / before <= 1.26 for before, later in itertools.pairwise(factors))
+    assert all(1 < later / before <= 1.36 for before, later in itertools.pairwise(factors))
 
 
 def test_it_does_not_rise_while_nothing_is_computed() -> None:
@@ -495,3 +496,42 @@ def test_models_in_parts_are_refused() -> None:
 def test_wrong_budgets(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# -- real clips ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "clip", "size", "mean", "std", "bgr", "count"),
+    [
+        ("ultralight_face_rfb640.onnx", "asl_book.mkv", (640, 480), 127.0, 128.0, False, 109),
+        ("fastestdet_coco.onnx", "vtest.avi", (352, 352), 0.0, 255.0, True, 200),
+        ("centerface.onnx", "sports2d_demo.mp4", (448, 256), 0.0, 1.0, False, 120),
+    ],
+)
+def test_real_clips_keep_the_budget(
+    shared_data: Path, model: str, clip: str, size: tuple[int, int], mean: float, std: float, bgr: bool, count: int
+) -> None:
+    """Every tenth frame against dense and in noise units, both computed here: within 1.2 of the target, with less work than dense."""
+    from sightline.media import open_source
+    from sightline.models import load_model
+
+    network = load_model(str(shared_data / "models" / model)).model
+    stream, dense = sl.stream(network, budget=1.0), sl.stream(network)
+    generator = torch.Generator().manual_seed(1)
+    wrong = noise = 0.0
+    with open_source(str(shared_data / "videos" / clip), frames=count) as source:
+        for index, picture in enumerate(source):
+            pixels = torch.from_numpy(picture.rgb(size)).permute(2, 0, 1)[None].float()
+            frame = ((pixels.flip(1) if bgr else pixels) - mean) / std
+            output = stream(frame)
+            if index % 10 == 5:
+                dense.reset()
+                want = dense(frame)
+                dense.reset()
+                wrong += squares(want, output)[0]
+                noise += squares(want, dense(frame + torch.randn(frame.shape, generator=generator) / std))[0]
+    assert 0.5 < math.sqrt(wrong / noise) <= 1.2
+    total, stats = stream.stats.total, stats_of(stream)
+    assert (total.macs_done - (1 + stats.dense_runs) * total.macs_dense / count) / total.macs_dense < 0.95

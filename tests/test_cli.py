@@ -167,6 +167,82 @@ def test_keyframes_and_cuts_are_computed_whole_and_told(networks: Path, tmp_path
     assert "1 at scene cuts, 2 refreshes" in result.stdout
 
 
+def test_a_budget_is_held_and_reported(networks: Path, video: Path, tmp_path: Path) -> None:
+    page, numbers = tmp_path / "r.html", tmp_path / "r.json"
+    result = run(
+        "stream", video, "-m", f"{networks}:segment", "--budget", 1.0, "--check", 3, "--report", page, "--json", numbers, "--threshold", 2,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "1 noise unit; thresholds x" in " ".join(result.stdout.replace("│", " ").split())
+    table = json.loads(numbers.read_text())
+    assert [check["index"] for check in table["checks"]] == [3, 6] and all(check["dense_output"] for check in table["checks"])
+    assert table["budget"]["checks"] == 2 and table["budget"]["dense_runs"] == 3
+    assert table["budget"]["error"] == table["checks"][-1]["error"] > 0
+    assert table["frames"][0]["factor"] == 1.0 and table["frames"][-1]["factor"] == table["budget"]["factor"] < 1.0
+    assert table["frames"][3]["mac_share"] > 2 and table["settings"]["budget"] == "1 noise unit"
+    for title in ("Error against dense, noise units", "Factor on all thresholds", "Saving against error"):
+        assert title in page.read_text()
+
+
+def test_a_time_is_held_and_errors_are_checked_beside_it(networks: Path, video: Path, tmp_path: Path) -> None:
+    numbers = tmp_path / "r.json"
+    result = run("stream", video, "-m", f"{networks}:segment", "--budget", "1s", "--check", 2, "--json", numbers, "--threshold", 0.3, "-q")
+    assert result.exit_code == 0, result.output
+    table = json.loads(numbers.read_text())
+    assert table["budget"]["metric"] == "seconds" and table["budget"]["dense_runs"] == 0
+    assert [check["index"] for check in table["checks"]] == [1, 3, 5, 7]
+    errors = [check["error"] for check in table["checks"]]
+    assert all(0 < error < 500 for error in errors)
+    assert table["summary"]["checked_error"] == pytest.approx((sum(error**2 for error in errors) / 4) ** 0.5)
+
+    result = run("stream", video, "-m", f"{networks}:segment", "--check", 2, "--json", numbers, "--threshold", 0, "-q")
+    assert result.exit_code == 0, result.output
+    table = json.loads(numbers.read_text())
+    assert table["budget"] is None and max(check["error"] for check in table["checks"]) < 0.01
+
+
+def test_a_target_that_cannot_be_reached_is_a_warning(networks: Path, tmp_path: Path) -> None:
+    long = make_video(tmp_path / "long.mp4", 60)
+    result = run("stream", long, "-m", f"{networks}:segment", "--budget", "0.0001ms", "-q")
+    assert result.exit_code == 0
+    assert "sightline: warning: budget: the target of 0.0001 ms cannot be reached" in result.stderr
+
+
+@pytest.mark.parametrize("form", ["box", "mask"])
+def test_an_area_limits_the_work_and_the_comparison(networks: Path, video: Path, tmp_path: Path, form: str) -> None:
+    from PIL import Image
+
+    mask = np.zeros((64, 96), np.uint8)
+    mask[16:48, 8:40] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    area = {"box": "16,8,48,40", "mask": str(tmp_path / "mask.png")}[form]
+    numbers, out = tmp_path / "r.json", tmp_path / "o.mp4"
+    result = run(
+        "stream", video, "-m", f"{networks}:segment", "--aoi", area, "--threshold", 0, "--compare", "dense", "--samples", 4, "--check", 3,
+        "--json", numbers, "-o", out, "-q",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    table = json.loads(numbers.read_text())
+    assert table["summary"]["relative_l2_max"] < 1e-5 and max(check["error"] for check in table["checks"]) < 0.01
+    assert table["frames"][0]["mac_share"] < 0.5
+    assert table["settings"]["area"] == ("box 16,8,48,40" if form == "box" else "mask mask.png")
+    with open_source(str(out)) as source:
+        drawn = next(iter(source)).rgb()[:64, :96].astype(int)
+    assert np.ptp(drawn[:10, 60:90], axis=2).mean() < 25 < np.ptp(drawn[20:40, 12:36], axis=2).mean()  # grey outside
+
+
+def test_an_area_outside_the_video_is_told(networks: Path, video: Path, tmp_path: Path) -> None:
+    for area, message in (
+        ("200,200,220,220", "lies outside"),
+        (str(tmp_path / "none.png"), "there is no file"),
+        (str(video), "not an image"),
+    ):
+        result = run("stream", video, "-m", f"{networks}:segment", "--aoi", area, "-q")
+        assert result.exit_code == 1 and message in sentence(result) and "--aoi" in sentence(result)
+    result = run("stream", video, "-m", f"{networks}:segment", "--aoi", "10,10,900,90", "-q")
+    assert result.exit_code == 0 and "cut off" in sentence(result)
+
+
 def test_preprocessing_is_scale_then_mean_then_std_in_the_chosen_order() -> None:
     image = np.array([[[10, 20, 30]]], np.uint8)
     device = torch.device("cpu")
@@ -257,6 +333,16 @@ def test_differences_are_measured_over_all_outputs() -> None:
         (["--backend", "gpu"], "expected one of auto"),
         (["--dtype", "int8"], "expected one of float32, bfloat16"),
         (["--threshold", "-1"], "--threshold"),
+        (["--threshold", "inf"], "--threshold: expected a finite number"),
+        (["--budget", "0"], "--budget: expected noise units (1.0) or a time per frame (20ms), more than 0"),
+        (["--budget", "nan"], "--budget"),
+        (["--budget", "-1ms"], "--budget"),
+        (["--budget", "20min"], "--budget"),
+        (["--budget", "1.2.3"], "--budget"),
+        (["--check", "1"], "--check"),
+        (["--aoi", "1,2,3"], "--aoi: expected y0,x0,y1,x1"),
+        (["--aoi", "8,8,4,4"], "--aoi: y1 must be larger than y0"),
+        (["--aoi", "0,0,9,9", "--aoi", "mask.png"], "boxes y0,x0,y1,x1 or one image of a mask"),
         (["--frames", "0"], "--frames"),
         (["--model", "resnet50"], "expected torchvision:NAME"),
         (["--unknown"], "--unknown"),

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sightline.report import html
-from sightline.report.data import FrameRecord, MeasureRecord, RunReport, SampleRecord
+from sightline.report.data import CheckRecord, FrameRecord, MeasureRecord, RunReport, SampleRecord
 from sightline.report.html import Line, axis_ticks, line_chart, render, thin
 from sightline.report.page import Thumbnail
 
@@ -164,6 +164,39 @@ def test_the_page_shows_everything_and_escapes_it() -> None:
         assert expected in words
     assert page.tags.count("svg") == 2
     assert page.tags.count("script") == 1
+
+
+def test_the_page_shows_checks_budget_and_frontier() -> None:
+    report = make_report()
+    for index, frame in enumerate(report.frames):
+        frame.factor = 1.0 + index
+    report.checks = [CheckRecord(4, 0.8, 0.3, True), CheckRecord(8, math.inf, 0.2, True)]
+    report.budget = {"target": "1 noise unit", "metric": "noise", "goal": 1.0, "factor": 10.0, "dense_runs": 3}
+    report.tuning = {"metric": "noise", "objective": "macs", "frontier": [{"error": 2.0, "work": 0.2}, {"error": 0.5, "work": 0.6}]}
+    text = render(report)
+    page = Page(text)
+    assert page.open == [] and page.tags.count("svg") == 5
+    assert 'data-name="factor" data-values="0,1 1,2' in text
+    assert 'data-name="error, noise units" data-values="4,0.8"' in text and 'data-name="budget" data-values="0,1 9,1"' in text
+    assert 'data-name="tuning, on held-back frames" data-values="0.5,60 2,20"' in text
+    assert 'data-name="this run, between checks" data-values="0.8,30"' in text and 'data-across="error"' in text
+    assert dict(report.summary())["budget"] == "1 noise unit; thresholds x 10 at the end, 3 dense runs for its checks"
+
+
+def test_a_frontier_in_another_metric_stands_alone() -> None:
+    report = make_report()
+    report.checks = [CheckRecord(4, 0.8, 0.3)]
+    report.tuning = {"metric": 'top1"><script>alert(1)</script>', "objective": "seconds", "frontier": [{"error": 0.02, "work": 0.2}]}
+    text = render(report)
+    assert "this run, between checks" not in text and "time left" in text
+    assert "<script>alert" not in text and Page(text).open == []
+
+
+def test_error_charts_start_at_zero() -> None:
+    svg = line_chart([Line("a", "c1", [0.5, 2.0], [60.0, 20.0])], "title", across="error")
+    assert 'data-low="0" data-high="2"' in svg and ">0.5</text>" in svg
+    places = svg.split(' points="')[1].split('"')[0].split()
+    assert float(places[1].split(",")[0]) == pytest.approx(960 - 28)
 
 
 def test_the_page_without_samples_layers_or_pictures() -> None:

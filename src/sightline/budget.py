@@ -18,9 +18,9 @@ SMALLEST, LARGEST = 2.0**-12, 2.0**12
 
 _AIM = 0.95  # of the target: where corrections go
 _CONTENT = 0.9  # of the target: from here up to the target nothing is changed
-_POWER = 0.6  # the error grows about with this power of the thresholds
+_POWER = 0.8  # the error grows at most with about this power of the thresholds, often slower: falls come near, and the next one nearer
 _DEEPEST_FALL = 1 / 16
-_RISE, _FIRST_RISE = 1.25, 2.0  # at most, at one check; while the first checks still come in quick succession
+_RISE, _FIRST_RISE = 1.35, 2.0  # at most, at one check; while the first checks still come in quick succession
 _FIRST_CHECK = 4  # frames after a start; the next ones come after twice as many each, until `every` is reached
 _UNIT_EVERY = 10  # checks: how often the noise unit is measured again
 _IDLE = 0.005  # share of the dense work below which higher thresholds have nothing to save
@@ -200,7 +200,7 @@ class Control:
         if ratio > 1:
             self._move(max((_AIM / ratio) ** (1 / _POWER), _DEEPEST_FALL))
         elif ratio < _CONTENT and self._saves:
-            self._move(min((_AIM / max(ratio, 1e-9)) ** 0.5, _FIRST_RISE if quickly else _RISE))
+            self._move(min((_AIM / max(ratio, 1e-9)) ** 0.6, _FIRST_RISE if quickly else _RISE))
         self._shares.clear()
         unreached = ratio > 1 and stats.factor <= SMALLEST
         reason = f"the error cannot be held: it is {error:.3g} with thresholds next to 0; use threshold=0 without a budget"

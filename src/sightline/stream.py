@@ -205,6 +205,8 @@ class Stream:
             raise DTypeError(f"`dtype` must be a floating-point type or None; got {dtype}.")
         self._model = model
         self._default: float | Mapping[str, float] = threshold if isinstance(threshold, Mapping) else _threshold("threshold", threshold)
+        if isinstance(threshold, Mapping):
+            Thresholds(threshold)  # values that make no sense are told now, names when the network is known
         self._input_threshold, suffix = _parse_input_threshold(input_threshold)
         self._norm, self._noise, self._backend, self._dtype = norm, noise, backend, dtype
         self._global_ops = global_ops

@@ -73,9 +73,12 @@ class Thresholds(MutableMapping[str, float]):
     def __setitem__(self, name: str, value: float) -> None:
         if self._fixed and name not in self._values:
             raise ThresholdError(self._unknown(name))
-        number = float(value)
+        try:
+            number = math.nan if isinstance(value, str | bool) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
         if not math.isfinite(number) or number < 0:
-            raise ValueError(f"threshold of '{name}' must be finite and at least 0; got {value!r}.")
+            raise ValueError(f"threshold of '{name}' must be a finite number, at least 0; got {value!r}.")
         self._values[name] = number
         self.version += 1
 
@@ -171,8 +174,12 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, float]]:
     """The whole content of a thresholds file, and its values, checked."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MediaError(f"cannot read thresholds from '{path}': {error}.") from error
+    except OSError as error:
+        raise MediaError(f"cannot read thresholds from '{path}': {error.strerror or error}. Check the path.") from error
+    except ValueError as error:
+        raise MediaError(
+            f"cannot read thresholds from '{path}': it is damaged or no JSON ({error}); write it anew, or tune again."
+        ) from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT or not isinstance(content.get("thresholds"), dict):
         raise MediaError(f"'{path}' is not a thresholds file; write one with `stream.thresholds.save(path)`.")
     try:
@@ -182,9 +189,20 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, float]]:
     for key, allowed in (("unit", ("std", "absolute")), ("norm", (None, "rms", "max", "l2"))):
         if content.get(key) not in allowed:
             raise MediaError(f"cannot read thresholds from '{path}': '{key}' is {content.get(key)!r}, expected one of {allowed}.")
-    if not isinstance(content.get("tuning", {}), dict):
-        raise MediaError(f"cannot read thresholds from '{path}': 'tuning' is {type(content['tuning']).__name__}, expected an object.")
+    if not _is_tuning(content.get("tuning")):
+        raise MediaError(f"cannot read thresholds from '{path}': what it says of its tuning is damaged; tune again, or remove 'tuning'.")
     try:
         return content, dict(Thresholds(content["thresholds"]))
-    except (TypeError, ValueError) as error:
-        raise MediaError(f"cannot read thresholds from '{path}': {error}.") from error
+    except ValueError as error:
+        raise MediaError(f"cannot read thresholds from '{path}': {error}") from error
+
+
+def _is_tuning(content: Any) -> bool:
+    """Whether this is nothing, or an object whose frontier, if it has one, is a list of points with two numbers each."""
+    if content is None:
+        return True
+    points = content.get("frontier", []) if isinstance(content, dict) else None
+    if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
+        return False
+    numbers = [point.get(key) for point in points for key in ("error", "work")]
+    return all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,6 +77,8 @@ def make_job(options: StreamOptions, video: str) -> Job:
         parse_noise(options.noise)
     except ValueError as error:
         raise ValueError(f"--noise: expected vote, block or temporal; got {options.noise!r}") from error
+    if not 0 <= options.threshold < math.inf:
+        raise ValueError(f"--threshold: expected a finite number, 0 or more; got {options.threshold!r}")
     return Job(
         source=video,
         model=options.model,

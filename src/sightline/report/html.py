@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from sightline.report.data import CheckRecord, RunReport
@@ -145,7 +146,7 @@ def line_chart(lines: Sequence[Line], title: str, top: float | None = None, acro
         return round(across, 1), round(_TOP + (1 - min(y, top) / top) * (_HEIGHT - _TOP - _BOTTOM), 1)
 
     sides = f'data-left="{_LEFT}" data-right="{_WIDTH - _RIGHT}" data-low="{low:g}" data-high="{high:g}" data-across="{across}"'
-    parts = [f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title}" {sides}>']
+    parts = [f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}" {sides}>']
     for tick in ticks:
         y = place(low, tick)[1]
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
@@ -158,7 +159,7 @@ def line_chart(lines: Sequence[Line], title: str, top: float | None = None, acro
         points = thin(list(zip(line.x, line.y, strict=True)))
         drawn = [place(x, y) for x, y in points]
         values = " ".join(f"{x:g},{y:.4g}" for x, y in points)
-        attributes = f'data-name="{line.name}" data-values="{values}"'
+        attributes = f'data-name="{escape(line.name)}" data-values="{values}"'
         if line.dots or len(points) == 1:
             dots = "".join(f'<circle cx="{x}" cy="{y}" r="4"/>' for x, y in drawn)
             parts.append(f'<g class="dots {line.style}" {attributes}>{dots}</g>')

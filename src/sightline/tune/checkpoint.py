@@ -5,6 +5,8 @@ The search itself is not saved: it is deterministic, so a resumed run walks the 
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
 from pathlib import Path
@@ -32,6 +34,8 @@ class Checkpoint:
         self.entries: dict[str, dict[str, Any]] = {}
         if path is not None and path.exists():
             self._read(path)
+        if path is not None:
+            _sweep(path)
         self.resumed = len(self.entries)
         self.save()  # an unwritable place shows before the work, not after it
 
@@ -63,8 +67,30 @@ class Checkpoint:
         content = {"format": _FORMAT, "version": 1, "identity": self._identity, "entries": self.entries}
         partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
         try:
-            partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(json.dumps(content) + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # else, after a power cut, the name could stand before the content
             partial.replace(self.path)
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise MediaError(f"cannot write the checkpoint '{self.path}': {error.strerror or error}. Choose a writable path.") from error
+
+
+def _sweep(path: Path) -> None:
+    """Removes what processes that were killed in the middle of writing have left beside the file."""
+    for partial in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        number = partial.name.removeprefix(f"{path.name}.").removesuffix(".partial")
+        if number.isdecimal() and not _runs(int(number)):
+            with contextlib.suppress(OSError):
+                partial.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
