@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
@@ -10,6 +11,7 @@ import torch
 from sightline.graph import rules
 from sightline.graph.ir import Node
 from sightline.graph.plan import Plan, Step
+from sightline.graph.shift import Shifts
 
 
 class Executor(ABC):
@@ -27,6 +29,25 @@ class Executor(ABC):
     @abstractmethod
     def run(self, frame: torch.Tensor) -> None:
         """Takes the next frame (n, c, h, w). A frame with NaN or Inf raises FrameError and leaves everything as it was."""
+
+    @abstractmethod
+    def shift(self, dy: int, dx: int) -> None:
+        """Moves what is held, before the next frame: what lay at pixel (y + dy, x + dx) of the frame lies at (y, x) afterwards.
+
+        The next run computes what changed against the moved frame, and whatever does not read at its new place what it read at its old
+        one (see `sightline.graph.shift`). So its results are what they would be had every frame so far lain there.
+
+        Args:
+            dy, dx: pixels; multiples of ``shifts.stride``.
+
+        Raises:
+            ValueError: they are not, or an area is set (`set_needed`).
+        """
+
+    @functools.cached_property
+    def shifts(self) -> Shifts:
+        """What shifts do to the maps of the plan."""
+        return Shifts(self.plan)
 
     @abstractmethod
     def reset(self) -> None:
