@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,9 +17,12 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from sightline.area import AreaOfInterest
+from sightline.camera.moving import MODES, MovingCamera
 from sightline.errors import CaptureError, DeviceError, DTypeError, FrameError, ShapeError
 from sightline.explain import Explanation
+from sightline.follow import Layout, View, lay_out
 from sightline.graph import native
+from sightline.graph.capture import is_exported
 from sightline.graph.executor import Executor
 from sightline.graph.ir import Graph, Node
 from sightline.graph.lower import Lowered
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 
     from sightline.graph.onnx_import import OnnxModel
 
+_NOT_FINITE = "`frame` holds NaN or Inf. Clean it (torch.nan_to_num) or skip it; the stream has not moved and takes the next frame."
+
 _Signature = tuple[tuple[int, ...], torch.dtype, torch.device]
 
 
@@ -48,6 +53,7 @@ def stream(
     norm: str = "rms",
     noise: str | None = None,
     aoi: AreaOfInterest | None = None,
+    motion: str | None = None,
     backend: str = "auto",
     dtype: torch.dtype | None = None,
     example: torch.Tensor | None = None,
@@ -75,6 +81,14 @@ def stream(
         aoi: compute only what changed and is needed for this area of every output; it may be edited or moved between frames. Inside the
             area the output is that of a stream without one, at every frame; outside it holds what was last computed there, or 0.
             Of the frame, only what the area needs is read. None: everywhere.
+        motion: how the camera moves. None: it stands still. "translation": each frame is laid, whole pixels, where its content lies in the
+            scene, on a canvas that is larger than the frame by one of the network's total strides (at least 32 pixels); held maps are
+            shifted when the frame would leave it. So a pan costs what comes into view and what changed, not everything. Around the frame
+            the network sees what was last seen there, or the border continued, instead of padding. Outputs that are maps are cut to
+            the frame at the nearest cell, and `Stream.camera` and `Stream.output_shift` say where they lie; other outputs refer to
+            the canvas, which is then no larger than the frame (up to half a stride of it may lie beyond). "affine": frames are also
+            turned, scaled and moved between pixels (bilinearly), and maps turned back; for cameras that rotate or zoom. Where the motion
+            cannot be told, as at a cut, the canvas starts again. One video per stream (n = 1); not with `aoi`.
         backend: "auto" (native where it can, else torch), "native" or "torch".
         dtype: element type to compute in, and of the outputs (those of a model that is captured in parts keep their own); default: the
             frame's. The native executor takes float32 and bfloat16 (maps and weights; sums are float32). bfloat16 halves the state
@@ -89,7 +103,9 @@ def stream(
         CaptureError: the model cannot be captured.
         BackendError: backend="native" cannot run this model here.
 
-    Exact when: every threshold is 0 and noise is not "vote"; the native executor is then bit-equal to its own dense run.
+    Exact when: every threshold is 0 and noise is not "vote"; the native executor is then bit-equal to its own dense run. With `motion`,
+        to its dense run on the same canvas: that is another picture than the frame alone, and lies differently on the grids of
+        layers with strides, so `model(frame)` differs, by several times what invisible noise does to it (benchmarks/bench_motion.py).
     Cost: of each layer, the share of its sites that can have changed; one copy of every held map as state.
     Source: hold-and-recompute, docs/design.md; compare CBinfer (arXiv 1704.04313) and DeltaCNN (arXiv 2203.03996).
 
@@ -113,6 +129,7 @@ def stream(
         norm=norm,
         noise=noise,
         aoi=aoi,
+        motion=motion,
         backend=backend,
         dtype=dtype,
         example=example,
@@ -139,6 +156,7 @@ class Stream:
         norm: str = "rms",
         noise: str | None = None,
         aoi: AreaOfInterest | None = None,
+        motion: str | None = None,
         backend: str = "auto",
         dtype: torch.dtype | None = None,
         example: torch.Tensor | None = None,
@@ -151,6 +169,9 @@ class Stream:
         _one_of("backend", backend, ("auto", "native", "torch"))
         if aoi is not None and not isinstance(aoi, AreaOfInterest):
             raise DTypeError(f"`aoi` must be a sightline.AreaOfInterest or None; got {type(aoi).__name__}. Wrap a mask in one.")
+        _one_of("motion", motion, (None, *MODES))
+        if motion is not None and aoi is not None:
+            raise ValueError("`aoi` and `motion` cannot be combined: an area is one of the frame, which moves. Leave one of them out.")
         if dtype is not None and not dtype.is_floating_point:
             raise DTypeError(f"`dtype` must be a floating-point type or None; got {dtype}.")
         self._model = model
@@ -158,6 +179,9 @@ class Stream:
         self._input_threshold, suffix = _parse_input_threshold(input_threshold)
         self._norm, self._noise, self._backend, self._dtype = norm, noise, backend, dtype
         self._aoi = aoi
+        self._motion = motion
+        self._layout: Layout | None = None  # of the plan on a canvas, with `motion`
+        self._camera: MovingCamera | None = None
         self._needs: Needs | None = None
         self._unitless = False  # with an area: a map has a threshold but no deviation yet, since nothing of it was ever needed
         self._area = -1  # version of the area that the executor works with
@@ -213,6 +237,8 @@ class Stream:
             self._apply_thresholds()
             first = executor.fresh
             start = time.perf_counter()
+            if self._camera is not None:
+                frame = self._on_canvas(self._camera, executor, frame)
             self._run(executor, frame)
             outputs = self._outputs()
             seconds = time.perf_counter() - start
@@ -234,11 +260,27 @@ class Stream:
             executor.reset()  # stopped in the middle (by an operator that raised, by Ctrl-C): what is held no longer fits together
             raise
 
+    def _on_canvas(self, camera: MovingCamera, executor: Executor, frame: torch.Tensor) -> torch.Tensor:
+        """Lays a frame on the canvas and shifts what is held with it."""
+        if not bool(torch.isfinite(frame).all()):
+            if executor.fresh:
+                self._signature = None
+            raise FrameError(_NOT_FINITE)
+        shift = camera(frame)
+        if any(shift):
+            executor.shift(*shift)
+        assert camera.canvas.pixels is not None
+        return camera.canvas.pixels
+
     def _outputs(self) -> Any:
         assert self._plan is not None
         assert self._executor is not None
         graph = self._plan.graph
-        values = [self._output(self._executor, node) for node in graph.outputs]
+        if self._camera is not None and self._layout is not None:
+            view = View(self._layout, self._camera)
+            values = [view.of(index, self._executor.value(node)) for index, node in enumerate(graph.outputs)]
+        else:
+            values = [self._output(self._executor, node) for node in graph.outputs]
         return values[0] if graph.output_tree is None else pytree.tree_unflatten(values, graph.output_tree)
 
     def _output(self, executor: Executor, node: Node) -> object:
@@ -299,11 +341,15 @@ class Stream:
         if self._signature_of_plan != signature:
             try:
                 plan = make_plan(graph_of(self._model, frame))
+                if self._motion is not None:
+                    self._layout = lay_out(plan, self._resized(), frame)
+                    plan = self._layout.plan
             except CaptureError as error:
                 if not isinstance(self._model, nn.Module) or self._backend == "native":
                     raise
-                if self._aoi is not None:
-                    raise CaptureError(f"{error} With `aoi`, a model must be captured whole.") from error
+                if self._aoi is not None or self._motion is not None:
+                    name = "aoi" if self._motion is None else "motion"
+                    raise CaptureError(f"{error} With `{name}`, a model must be captured whole.") from error
                 self._partial = PartialModel(self._model, frame, self._part, error)
                 self._signature = self._signature_of_plan = signature
                 return
@@ -319,8 +365,15 @@ class Stream:
             self._executor = native.NativeExecutor(self._lowered, self._norm, self._noise)
         else:
             self._executor = TorchExecutor(self._plan, self._norm, self._noise, self._dtype)
+        self._camera = self._layout.camera(self._motion) if self._layout is not None and self._motion is not None else None
         self._signature = signature
         self._seen_version = -1
+
+    def _resized(self) -> Callable[[torch.Tensor], Plan] | None:
+        """Captures the model for another example; None where it is fixed to one size."""
+        if isinstance(self._model, Graph) or is_exported(self._model):
+            return None
+        return lambda example: make_plan(graph_of(self._model, example))
 
     _signature_of_plan: _Signature | None = None
 
@@ -433,7 +486,7 @@ class Stream:
             self._sites = []
             self._std.clear()
             self._seen_version = -1
-            self._executor = None
+            self._executor = self._camera = None
             if self._partial is not None:
                 self._partial.reset()
 
@@ -447,6 +500,7 @@ class Stream:
                 norm=self._norm,
                 noise=self._noise,
                 aoi=self._aoi,
+                motion=self._motion,
                 backend=self._backend,
                 dtype=self._dtype,
             )
@@ -456,12 +510,30 @@ class Stream:
             if self._partial is not None:
                 return twin  # its parts are captured again
             twin._plan, twin._lowered, twin._signature_of_plan = self._plan, self._lowered, self._signature_of_plan
+            twin._layout = self._layout
             if self.thresholds.fixed:
                 twin.thresholds._fix()
             return twin
 
+    @property
+    def camera(self) -> MovingCamera | None:
+        """Where the camera looks, with ``motion=``; None without, and before the first frame."""
+        return self._camera
+
+    @property
+    def output_shift(self) -> tuple[float, float]:
+        """(y, x) pixels to be added to coordinates that were read off the last outputs, to get coordinates in the frame.
+
+        (0, 0) without ``motion=``. With "translation", maps are cut out at the nearest cell, and other outputs refer to the canvas. With
+        "affine", maps are turned back to the frame; for other outputs ``stream.camera.to_frame`` is the exact answer.
+        """
+        with self._lock:
+            if self._camera is None or self._layout is None or self._camera.canvas.pixels is None:
+                return 0.0, 0.0
+            return View(self._layout, self._camera).shift
+
     def last_sites(self, name: str = "input") -> torch.Tensor:
-        """Bool (n, h, w): which positions of a call site were computed in the last frame.
+        """Bool (n, h, w): which positions of a call site were computed in the last frame; with ``motion=``, those in the frame.
 
         Raises:
             KeyError: there is no such call site, or it only renames memory.
@@ -478,7 +550,9 @@ class Stream:
                 raise ValueError("no frame has been run yet; call the stream first.")
             for step in self._plan.steps:
                 if step.name == name and name in self.stats.last.density:
-                    return self._executor.sites_mask(step)
+                    mask = self._executor.sites_mask(step)
+                    follows = self._camera is not None and self._layout is not None and mask.shape[1] * mask.shape[2] > 1
+                    return View(self._layout, self._camera).mask(mask) if follows else mask  # type: ignore[arg-type]
         raise KeyError(f"there is no call site '{name}' that computes anything; `explain()` lists them.")
 
     def explain(self) -> Explanation:

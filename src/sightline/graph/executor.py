@@ -38,7 +38,8 @@ class Executor(ABC):
         one (see `sightline.graph.shift`). So its results are what they would be had every frame so far lain there.
 
         Args:
-            dy, dx: pixels; multiples of ``shifts.stride``.
+            dy: pixels down; a multiple of ``shifts.stride[0]``.
+            dx: pixels to the right; a multiple of ``shifts.stride[1]``.
 
         Raises:
             ValueError: they are not, or an area is set (`set_needed`).

@@ -99,7 +99,8 @@ class Shifts:
         """What a shift does: what lay at pixel (y + dy, x + dx) of the frame lies at (y, x) afterwards.
 
         Args:
-            dy, dx: pixels; multiples of `stride`.
+            dy: pixels; a multiple of ``stride[0]``.
+            dx: pixels; a multiple of ``stride[1]``.
 
         Raises:
             ValueError: they are not.
