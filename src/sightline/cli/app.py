@@ -105,6 +105,7 @@ def stream_command(
         str | None, typer.Option(help="The same for the input frame; '15abs' is in the network's input units. Default: --threshold.")
     ] = None,
     noise: Annotated[str | None, typer.Option(help="Input changes by: vote (of 5x5 pixels) or block (8x8). Default: pixel.")] = None,
+    motion: Annotated[str | None, typer.Option(help="Follow a moving camera: translation, or affine (turns, zooms).")] = None,
     norm: Annotated[str, typer.Option(help="Over channels: rms, max or l2.")] = "rms",
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Input of the network. Default: the video's, in multiples of 32.")] = None,
     output: Output = None,
@@ -135,8 +136,8 @@ def stream_command(
     from sightline.cli import stream
 
     options = stream.StreamOptions(
-        model=model, threshold=threshold, threshold_unit=threshold_unit, input_threshold=input_threshold, noise=noise, norm=norm,
-        size=size, mean=mean, std=std, scale=scale, bgr=bgr, compare=compare, task=task, view=view, backend=backend, dtype=dtype,
+        model=model, threshold=threshold, threshold_unit=threshold_unit, input_threshold=input_threshold, noise=noise, motion=motion,
+        norm=norm, size=size, mean=mean, std=std, scale=scale, bgr=bgr, compare=compare, task=task, view=view, backend=backend, dtype=dtype,
     )  # fmt: skip
     try:
         job = stream.make_job(options, video)

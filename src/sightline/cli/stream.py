@@ -15,6 +15,7 @@ from sightline.tasks import TASKS
 _CHOICES = {
     "threshold_unit": ("std", "absolute"),
     "noise": (None, "vote", "block"),
+    "motion": (None, "translation", "affine"),
     "norm": ("rms", "max", "l2"),
     "compare": (None, "dense"),
     "task": TASKS,
@@ -34,6 +35,7 @@ class StreamOptions:
     threshold_unit: str = "std"
     input_threshold: str | None = None
     noise: str | None = None
+    motion: str | None = None
     norm: str = "rms"
     size: str | None = None
     mean: str | None = None
@@ -75,6 +77,7 @@ def make_job(options: StreamOptions, video: str) -> Job:
             "input_threshold": parse_input_threshold(options.input_threshold),
             "noise": options.noise,
             "norm": options.norm,
+            **({} if options.motion is None else {"motion": options.motion}),
             "backend": options.backend,
             **({} if options.dtype is None else {"dtype": options.dtype}),
         },

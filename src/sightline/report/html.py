@@ -17,6 +17,7 @@ from typing import Any
 
 from sightline.extras import need
 from sightline.media import Image
+from sightline.report.camera_path import path_chart, path_length
 from sightline.report.data import RunReport
 
 _WIDTH, _HEIGHT = 960, 260
@@ -75,6 +76,8 @@ def render(report: RunReport, thumbnails: Sequence[Thumbnail] = ()) -> str:
         source_name=PurePath(str(report.source.get("name", ""))).name,
         summary=report.summary(),
         charts=[(title, markup(svg), legend) for title, svg, legend in _charts(report)],
+        camera=markup(path_chart(report.frames, _view(report))) if any(frame.camera for frame in report.frames) else None,
+        camera_words=_camera_words(report),
         layers=[layer_row(row, most) for row in report.layers],
         thumbnails=[(data_uri(thumbnail.image), thumbnail.caption, thumbnail.image.shape) for thumbnail in thumbnails],
         facts=_facts(report),
@@ -96,6 +99,19 @@ def page_templates() -> tuple[Any, Any]:
     )  # fmt: skip
     markup = jinja2.filters.Markup if hasattr(jinja2.filters, "Markup") else need("markupsafe", "write the HTML report").Markup
     return environment, markup
+
+
+def _view(report: RunReport) -> tuple[float, float]:
+    return float(report.model["input_width"]), float(report.model["input_height"])
+
+
+def _camera_words(report: RunReport) -> str:
+    """A sentence on the camera's path."""
+    restarts = sum(frame.restart for frame in report.frames)
+    lost = (
+        f"; at {restarts} frame{'s' * (restarts != 1)} (dots) the motion could not be told, and the picture began anew" if restarts else ""
+    )
+    return f"The middle of the view moved {path_length(report.frames):.0f} pixels of the network's input in all{lost}."
 
 
 def _charts(report: RunReport) -> list[tuple[str, str, list[tuple[str, str]]]]:
