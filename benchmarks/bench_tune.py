@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_video import JOBS, Job, data_folder
+from bench_video import JOBS, Job
 from harness import clock_for, main, parser, show, summary
 from torch import Tensor
 
+import networks
 import sightline as sl
 from sightline import media
 from sightline.models import load_model
@@ -165,7 +166,7 @@ def run_job(job: Job, folder: Path, arguments: argparse.Namespace, notes: list[s
 
 
 def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
-    folder = data_folder()
+    folder = networks.data_folder()
     if folder is None:
         return [], ["skipped: no shared/data folder beside the checkout, and SIGHTLINE_DATA names none"]
     if arguments.quick:

@@ -5,6 +5,7 @@ What belongs here: drawing. What does not: estimating motion (`sightline.camera`
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -39,7 +40,7 @@ def joined(frames: Sequence[FrameRecord]) -> list[list[tuple[float, float]]]:
 
 def path_length(frames: Sequence[FrameRecord]) -> float:
     """How far the middle of the view went, in pixels of the network's input."""
-    return sum(math.dist(a, b) for part in joined(frames) for a, b in zip(part, part[1:], strict=False))
+    return sum(math.dist(a, b) for part in joined(frames) for a, b in itertools.pairwise(part))
 
 
 def path_chart(frames: Sequence[FrameRecord], size: tuple[float, float]) -> str:

@@ -108,9 +108,7 @@ def _view(report: RunReport) -> tuple[float, float]:
 def _camera_words(report: RunReport) -> str:
     """A sentence on the camera's path."""
     restarts = sum(frame.restart for frame in report.frames)
-    lost = (
-        f"; at {restarts} frame{'s' * (restarts != 1)} (dots) the motion could not be told, and the picture began anew" if restarts else ""
-    )
+    lost = f"; it was lost at {restarts} frame{'s' * (restarts != 1)} (dots), where the picture began anew" if restarts else ""
     return f"The middle of the view moved {path_length(report.frames):.0f} pixels of the network's input in all{lost}."
 
 
