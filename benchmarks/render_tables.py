@@ -113,6 +113,26 @@ def video(result: Result) -> str:
     return table(head, rows)
 
 
+def motion(result: Result) -> str:
+    """What following the camera saves at equal error, against the frame and against the same canvas."""
+    rows = []
+    for case in result["cases"]:
+        for against, key in (("own dense run", "gains"), ("the frame's", "gains_frame")):
+            for gain in case.get(key, []):
+                rows.append([
+                    f"{case['case']} ({case['model'].split('.')[0].split('_')[0]}, {case['size'][0]}x{case['size'][1]})",
+                    gain["motion"], f"{gain['level']:g}, {against}", percent(gain["macs_still"]), percent(gain["macs_following"]),
+                    ratio(gain["gain_macs"]), ratio(gain["gain_time"]),
+                ])  # fmt: skip
+    return table(["clip", "motion", "error, noise units, against", "MACs, not followed", "MACs, followed", "gain", "gain in time"], rows)
+
+
+def motion_cost(result: Result) -> str:
+    """Milliseconds of the estimator beside a dense network."""
+    case = result["cases"][0]
+    return table(["480x640", "ms"], [[row["contestant"], milliseconds(row["seconds"]["median"])] for row in case["rows"]])
+
+
 def focus(result: Result) -> str:
     """Speed-up inside an area over the best dense peer of the same run; for exact answers also the share of the multiply-accumulates."""
     cases = [case for case in result["cases"] if case["rows"]]
@@ -171,6 +191,8 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "focus": ("focus", focus),
     "ops": ("ops", operators),
     "video": ("video", video),
+    "motion": ("motion", motion),
+    "motioncost": ("motion", motion_cost),
     "memory": ("memory", memory),
     "conditions": ("networks", conditions),
 }

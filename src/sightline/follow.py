@@ -19,7 +19,7 @@ from sightline.camera.moving import MovingCamera
 from sightline.errors import CaptureError, DTypeError, ShapeError
 from sightline.graph.ir import Node
 from sightline.graph.plan import Plan
-from sightline.graph.shift import Shifts
+from sightline.graph.shift import Shifts, shifts_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,15 @@ def lay_out(plan: Plan, resize: Callable[[torch.Tensor], Plan] | None, frame: to
         raise ShapeError(
             f"`frame` has {frame.shape[0]} batch elements; with `motion` each video needs a stream of its own (clone() shares the weights)."
         )
-    small = Shifts(plan)
+    layout = _laid_out(plan, resize, frame)
+    shifts = shifts_of(layout.plan)
+    for dy, dx in ((1, 0), (-1, 0), (0, 1), (0, -1)):  # worked out now, not in the middle of the video
+        shifts.moves(dy * layout.stride[0], dx * layout.stride[1])
+    return layout
+
+
+def _laid_out(plan: Plan, resize: Callable[[torch.Tensor], Plan] | None, frame: torch.Tensor) -> Layout:
+    small = shifts_of(plan)
     size = (frame.shape[2], frame.shape[3])
     outputs = plan.graph.outputs
     moving = [_steps(small, node) for node in outputs]
@@ -76,7 +84,7 @@ def lay_out(plan: Plan, resize: Callable[[torch.Tensor], Plan] | None, frame: to
         except (CaptureError, ShapeError, DTypeError):
             large = None
         if large is not None:
-            shifts = Shifts(large)
+            shifts = shifts_of(large)
             steps = [_steps(shifts, node) for node in large.graph.outputs]
             if steps == moving and all(s % t == 0 for s, t in zip(small.stride, shifts.stride, strict=True)):
                 return Layout(large, size, wanted, small.stride, tuple(node.shape for node in outputs), tuple(steps))
@@ -123,16 +131,22 @@ class View:
         if shape is None or step is None:
             return value.clone(memory_format=torch.contiguous_format)
         size = (shape[2], shape[3])
-        if self._camera.mode == "affine":
+        if self._camera.mode == "affine" and not self._camera.pose.translates:
             return resampled(value, self._cells(size, step)).contiguous()
         for axis in (0, 1):
-            first, most = int(self._corner[axis] / step[axis]), value.shape[2 + axis] - size[axis]
-            if 0 <= first <= most:
-                value = value.narrow(2 + axis, first, size[axis])
-            else:  # beyond the canvas, its border goes on
-                index_of = (torch.arange(size[axis], device=value.device) + first).clamp(0, value.shape[2 + axis] - 1)
-                value = value.index_select(2 + axis, index_of)
+            value = self._cut(value, axis, size[axis], step[axis])
         return value.clone(memory_format=torch.contiguous_format)
+
+    def _cut(self, value: torch.Tensor, axis: int, size: int, step: Fraction) -> torch.Tensor:
+        """The cells along one axis that show the frame; those of "affine" lie between two."""
+        if self._camera.mode == "affine":
+            start = (float(self._camera.pose.origin[axis]) - self._camera.canvas.base[axis]) / float(step)
+            first = math.floor(start)
+            if start - first > 1e-6:
+                near, far = (_cells_from(value, axis, size, first + i) for i in (0, 1))
+                return torch.lerp(near, far, start - first)
+            return _cells_from(value, axis, size, first)
+        return _cells_from(value, axis, size, int(self._corner[axis] / step))
 
     def _cells(self, size: Pair, step: tuple[Fraction, Fraction]) -> torch.Tensor:
         """Where the cells of the frame's own map lie on that of the canvas, in cells."""
@@ -151,3 +165,10 @@ class View:
             first = min(max(round(self._camera.offset[axis] * scale), 0), cells - size)
             spans.append(slice(first, first + size))
         return mask[:, spans[0], spans[1]]
+
+
+def _cells_from(value: torch.Tensor, axis: int, size: int, first: int) -> torch.Tensor:
+    """So many cells along an axis of a map, from one on; beyond the map, its border goes on."""
+    if 0 <= first <= value.shape[2 + axis] - size:
+        return value.narrow(2 + axis, first, size)
+    return value.index_select(2 + axis, (torch.arange(size, device=value.device) + first).clamp(0, value.shape[2 + axis] - 1))

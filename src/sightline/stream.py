@@ -6,6 +6,7 @@ belongs to the executors (`sightline.graph`).
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -262,7 +263,8 @@ class Stream:
 
     def _on_canvas(self, camera: MovingCamera, executor: Executor, frame: torch.Tensor) -> torch.Tensor:
         """Lays a frame on the canvas and shifts what is held with it."""
-        if not bool(torch.isfinite(frame).all()):
+        # one pass; only finite numbers of a sum that overflows are looked at again
+        if not math.isfinite(float(frame.sum())) and not bool(torch.isfinite(frame).all()):
             if executor.fresh:
                 self._signature = None
             raise FrameError(_NOT_FINITE)

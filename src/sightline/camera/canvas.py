@@ -9,6 +9,8 @@ What belongs here: placing pixels. What does not: how the camera moves (`motion.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -97,15 +99,34 @@ class Canvas:
 
     def warp(self, frame: Tensor, pose: Pose) -> Pair:
         """Lays a frame down under an affine pose, between pixels bilinearly; as `place` for the rest."""
-        middle = torch.tensor([(self.frame[0] - 1) / 2, (self.frame[1] - 1) / 2], dtype=torch.float64)
-        corner = (pose(middle) - middle).round().long().tolist()
-        shift = self._move_to((corner[0], corner[1]))
+        middle = torch.tensor([(size - 1) / 2 for size in self.frame], dtype=torch.float64)
+        corner = pose(middle) - middle
+        whole = corner.round().long().tolist()
+        shift = self._move_to((whole[0], whole[1]))
+        if pose.translates:
+            self._lay_between(frame, (float(corner[0]), float(corner[1])))
+            return shift
         pixels = self._pixels()
         points = grid_points(pose.inverse, self.size, base=self.base)
-        h, w = self.frame
-        inside = ((points >= 0) & (points <= torch.tensor([h - 1, w - 1]))).all(-1).to(frame.device)
+        inside = ((points >= 0) & (points <= torch.tensor([size - 1 for size in self.frame]))).all(-1).to(frame.device)
         pixels[:] = torch.where(inside, resampled(frame, points), pixels)
         return shift
+
+    def _lay_between(self, frame: Tensor, corner: tuple[float, float]) -> None:
+        """Lays a frame down whose first pixel falls between those of the scene: the same as `resampled`, axis by axis."""
+        pixels, start = self._pixels(), []
+        for axis in (0, 1):
+            first = math.ceil(corner[axis] - 1e-6)
+            part = first - corner[axis]
+            if part > 1e-6:
+                dim, size = 2 + axis, frame.shape[2 + axis]
+                frame = torch.lerp(frame.narrow(dim, 0, size - 1), frame.narrow(dim, 1, size - 1), part)
+            start.append(first - self.base[axis])
+        (y0, y1), (x0, x1) = (
+            (max(0, first), min(size, first + frame.shape[2 + axis]))
+            for axis, (first, size) in enumerate(zip(start, self.size, strict=True))
+        )
+        pixels[:, :, y0:y1, x0:x1] = frame[:, :, y0 - start[0] : y1 - start[0], x0 - start[1] : x1 - start[1]]
 
     def _pixels(self) -> Tensor:
         if self.pixels is None:

@@ -17,8 +17,8 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from statistics import median
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,6 +34,9 @@ _IN_SIGHT = 0.3  # share of the anchor's tiles that must be in sight
 _RENEW = 0.6  # share of the anchor's tiles that agree, below which the frame becomes the next anchor
 _SOFT = 1.0  # pixels, least scale of the disagreement that is forgiven
 _LIMITS = 0.7, 1.4, 0.35  # least and largest zoom, largest rotation (radians) of an affine map
+
+
+_Point = tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +78,23 @@ class Pose:
 
 @dataclass(eq=False)
 class _Anchor:
-    """Tiles of one frame."""
+    """Tiles of one frame.
+
+    Attributes:
+        pose: of the frame.
+        centres: of the tiles, pixels (y, x).
+        points: float32 (t * TILE**2, 2), their pixels (x, y).
+        rows: float32 (t, 3, TILE**2); its product with a patch is the displacement (y, x) that explains it, and its likeness.
+        zero: of the displacements, those of the patches themselves.
+        size: norms of the patches.
+    """
 
     pose: Pose
-    centres: Tensor  # (t, 2) pixels of the anchor frame
-    patches: Tensor  # (t, TILE**2), mean 0
-    size: Tensor  # (t,) their norms
-    steps: Tensor  # (t, 2, TILE**2): a difference of patches -> displacement
+    centres: list[_Point]
+    points: Tensor
+    rows: Tensor
+    zero: list[_Point]
+    size: list[float]
 
 
 class MotionEstimator:
@@ -113,7 +126,6 @@ class MotionEstimator:
         self._pose = Pose.start()
         self._speed = Pose.start()  # from a frame's coordinates to those of the frame before
         self._small: Tensor | None = None
-        self._local = _grid(TILE, TILE).reshape(-1, 2).double() - (TILE - 1) / 2
         self.restarted = True
 
     def reset(self) -> None:
@@ -162,7 +174,7 @@ class MotionEstimator:
         h, w = luma.shape
         centres = _textured(luma) if min(h, w) >= TILE + 4 else torch.zeros(0, 2, dtype=torch.long)
         if not len(centres):
-            self._anchor = _Anchor(pose, centres.double(), torch.zeros(0, 1), torch.zeros(0), torch.zeros(0, 2, 1))
+            self._anchor = _Anchor(pose, [], torch.zeros(0, 2), torch.zeros(0, 3, 1), [], [])
             return
         flat, local = luma.reshape(-1), _grid(TILE, TILE) - TILE // 2
         index = (centres[:, None, None, 0] + local[..., 0]) * w + centres[:, None, None, 1] + local[..., 1]
@@ -173,47 +185,100 @@ class MotionEstimator:
         scale = square.diagonal(dim1=1, dim2=2).mean(1)
         steps = torch.linalg.solve(square + 1e-6 * scale[:, None, None].clamp(min=1e-12) * torch.eye(2), slopes)
         patches = patches - patches.mean(1, keepdim=True)
-        middle = centres.double() - 0.5  # of TILE pixels from -TILE // 2 on
-        self._anchor = _Anchor(pose, middle, patches, patches.norm(dim=1), steps)
+        self._anchor = _Anchor(
+            pose,
+            [(y - 0.5, x - 0.5) for y, x in centres.tolist()],  # the middle of TILE pixels from -TILE // 2 on
+            (centres[:, None, None] + local).reshape(-1, 2).flip(1).float(),
+            torch.cat([steps, patches[:, None]], 1),
+            [(y, x) for y, x in (steps @ patches[..., None])[..., 0].tolist()],
+            patches.norm(dim=1).tolist(),
+        )
 
     def _search(self, luma: Tensor, pose: Pose) -> tuple[Pose, float] | None:
-        """The pose that fits the tiles, started from a guess, and the share of tiles that agree; None if too few are found."""
+        """The pose that fits the tiles, started from a guess, and the share of tiles that agree; None if too few are found.
+
+        The numbers of tiles and their displacements are so few that plain floats are faster than tensors.
+        """
         anchor = self._anchor
         assert anchor is not None
-        if not len(anchor.centres):
-            return None
-        relative = anchor.pose.inverse.after(pose)
+        count = len(anchor.centres)
+        relative = _Affine.of(anchor.pose.inverse.after(pose))
         h, w = luma.shape
-        seen = found = torch.zeros(len(anchor.centres), dtype=torch.bool)
+        reach = TILE / 2 + 1
         for _ in range(_ITERATIONS):
-            back = relative.inverse
-            places = back(anchor.centres)
-            reach = TILE / 2 + 1
-            seen = (places >= reach).all(1) & (places[:, 0] <= h - 1 - reach) & (places[:, 1] <= w - 1 - reach)
-            if float(seen.double().mean()) < _IN_SIGHT or int(seen.sum()) < 4:
+            back = relative.inverse()
+            places = [back(centre) for centre in anchor.centres]
+            seen = [reach <= y <= h - 1 - reach and reach <= x <= w - 1 - reach for y, x in places]
+            if sum(seen) < max(4, _IN_SIGHT * count):
                 return None
-            patches = _sample(luma, places, self._local @ back.linear.T)
-            patches = patches - patches.mean(1, keepdim=True)
-            alike = (patches * anchor.patches).sum(1) / (patches.norm(dim=1) * anchor.size).clamp(min=1e-12)
-            found = seen & (alike > _ALIKE)
-            moved = (anchor.steps @ (patches - anchor.patches)[..., None])[..., 0].double()
-            # far from the solution a tile says little but the direction
-            moved = moved * (TILE / 8 / moved.norm(dim=1, keepdim=True).clamp(min=TILE / 8))
-            weights = (seen & (alike > 0)).double() * alike.clamp(min=0).double()
-            if float(weights.sum()) == 0:
+            steps, alike = self._look(luma, anchor, back)
+            found = [s and a > _ALIKE for s, a in zip(seen, alike, strict=True)]
+            weights = [max(a, 0.0) if s else 0.0 for s, a in zip(seen, alike, strict=True)]
+            if not any(weights):
                 return None
-            targets = anchor.centres + moved
-            updated = _fit(places, targets, weights, self._affine and int(found.sum()) >= 6)
-            change = (updated(places) - relative(places)).norm(dim=1)[seen].max()
+            targets = [(c[0] + d[0], c[1] + d[1]) for c, d in zip(anchor.centres, steps, strict=True)]
+            updated = _fit(places, targets, weights, self._affine and sum(found) >= 6)
+            change = max(math.dist(updated(p), relative(p)) for p, s in zip(places, seen, strict=True) if s)
             relative = updated
-            if float(change) < _STILL:
+            if change < _STILL:
                 break
-        if self._affine and not _plausible(anchor.pose.after(relative).linear):
+        result = anchor.pose.after(relative.pose())
+        if self._affine and not _plausible(result.linear):
             return None
-        agree = found & ((relative(places) - targets).norm(dim=1) < 2 * _SOFT)
-        if int(agree.sum()) < max(3, _ENOUGH * int(seen.sum())):
+        agree = sum(f and math.dist(relative(p), t) < 2 * _SOFT for f, p, t in zip(found, places, targets, strict=True))
+        if agree < max(3, _ENOUGH * sum(seen)):
             return None
-        return anchor.pose.after(relative), float(agree.double().mean())
+        return result, agree / count
+
+    @staticmethod
+    def _look(luma: Tensor, anchor: _Anchor, back: _Affine) -> tuple[list[_Point], list[float]]:
+        """For every tile: by how much it is off where it was looked for, and its correlation with what lies there (-1 to 1)."""
+        h, w = luma.shape
+        sx, sy = 2 / (w - 1), 2 / (h - 1)
+        turn = torch.tensor([[back.xx * sx, back.yx * sy], [back.xy * sx, back.yy * sy]])
+        grid = torch.addmm(torch.tensor([back.x * sx - 1, back.y * sy - 1]), anchor.points, turn)
+        sampled = F.grid_sample(luma[None, None], grid.view(1, len(anchor.size), -1, 2), padding_mode="border", align_corners=True)
+        patches = sampled[0, 0]
+        products = (anchor.rows @ patches[..., None])[..., 0].tolist()
+        sizes = (patches.var(1, correction=0) * patches.shape[1]).sqrt().tolist()
+        steps, alike = [], []
+        for (y, x, likeness), (y0, x0), mine, theirs in zip(products, anchor.zero, anchor.size, sizes, strict=True):
+            dy, dx = y - y0, x - x0
+            length = math.hypot(dy, dx)
+            least = min(1.0, TILE / 8 / length) if length > 0 else 1.0  # far from the solution a tile says little but the direction
+            steps.append((dy * least, dx * least))
+            alike.append(likeness / max(mine * theirs, 1e-12))
+        return steps, alike
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """A pose in plain floats: (y, x) goes to (yy * y + yx * x + y0, xy * y + xx * x + x0)."""
+
+    yy: float
+    yx: float
+    xy: float
+    xx: float
+    y: float
+    x: float
+
+    @classmethod
+    def of(cls, pose: Pose) -> _Affine:
+        (yy, yx), (xy, xx) = pose.linear.tolist()
+        return cls(yy, yx, xy, xx, *pose.origin.tolist())
+
+    def pose(self) -> Pose:
+        linear = torch.tensor([[self.yy, self.yx], [self.xy, self.xx]], dtype=torch.float64)
+        return Pose(linear, torch.tensor([self.y, self.x], dtype=torch.float64))
+
+    def __call__(self, point: _Point) -> _Point:
+        y, x = point
+        return self.yy * y + self.yx * x + self.y, self.xy * y + self.xx * x + self.x
+
+    def inverse(self) -> _Affine:
+        det = self.yy * self.xx - self.yx * self.xy
+        yy, yx, xy, xx = self.xx / det, -self.yx / det, -self.xy / det, self.yy / det
+        return _Affine(yy, yx, xy, xx, -(yy * self.y + yx * self.x), -(xy * self.y + xx * self.x))
 
 
 def _grid(h: int, w: int) -> Tensor:
@@ -249,34 +314,37 @@ def _bands(size: int, parts: int) -> list[tuple[int, int]]:
     return [(low, high) for low, high in itertools.pairwise(edges) if high > low]
 
 
-def _sample(luma: Tensor, places: Tensor, local: Tensor) -> Tensor:
-    """Patches (t, TILE**2) around places (t, 2), between pixels bilinearly; beyond the border its pixels go on."""
-    h, w = luma.shape
-    scale = torch.tensor([2 / (h - 1), 2 / (w - 1)], dtype=torch.float64)
-    points = ((places * scale - 1)[:, None] + (local * scale)).flip(-1).float()
-    return F.grid_sample(luma[None, None], points[None], padding_mode="border", align_corners=True)[0, 0]
-
-
-def _fit(places: Tensor, targets: Tensor, weights: Tensor, affine: bool) -> Pose:
-    """The pose that takes places to targets, by least squares with weights that fall with the distance (Tukey's biweight)."""
-    source, target, trust = places.numpy(), targets.numpy(), weights.numpy()  # so few numbers: numpy's calls cost less
-    used = trust > 0
-    linear, origin = np.eye(2), np.median((target - source)[used], axis=0)
+def _fit(places: list[_Point], targets: list[_Point], weights: list[float], affine: bool) -> _Affine:
+    """The map that takes places to targets, by least squares with weights that fall with the distance (Tukey's biweight)."""
+    rows = [(*p, *t, weight) for p, t, weight in zip(places, targets, weights, strict=True) if weight > 0]
+    fit = _Affine(1.0, 0.0, 0.0, 1.0, median([ty - y for y, _, ty, _, _ in rows]), median([tx - x for _, x, _, tx, _ in rows]))
     for _ in range(4):
-        distance = np.hypot(*(source @ linear.T + origin - target).T)
-        scale = max(_SOFT, 3 * float(np.median(distance[used])))
-        strength = trust * np.square(np.clip(1 - np.square(distance / scale), 0, None))
-        total = strength.sum()
+        apart = [math.dist(fit((y, x)), (ty, tx)) for y, x, ty, tx, _ in rows]
+        scale = max(_SOFT, 3 * median(apart))
+        used = [(row, row[4] * (1 - (d / scale) ** 2) ** 2) for row, d in zip(rows, apart, strict=True) if d < scale]
+        total = sum(weight for _, weight in used)
         if total <= 0:
             break
-        middle, aim = strength @ source / total, strength @ target / total
-        if affine and (strength > 0).sum() >= 4:
-            around = (source - middle) * strength[:, None]
-            normal = around.T @ (source - middle)
-            normal += 1e-9 * np.trace(normal) * np.eye(2) + 1e-12 * np.eye(2)
-            linear = np.linalg.solve(normal, around.T @ (target - aim)).T
-        origin = aim - linear @ middle
-    return Pose(torch.from_numpy(linear), torch.from_numpy(origin))
+        my, mx, ny, nx = (sum(row[i] * weight for row, weight in used) / total for i in range(4))
+        yy, yx, xy, xx = 1.0, 0.0, 0.0, 1.0
+        if affine and len(used) >= 4:
+            around = [(y - my, x - mx, ty - ny, tx - nx, weight) for (y, x, ty, tx, _), weight in used]
+            a = sum(weight * y * y for y, _, _, _, weight in around)
+            b = sum(weight * y * x for y, x, _, _, weight in around)
+            c = sum(weight * x * x for _, x, _, _, weight in around)
+            det = a * c - b * b
+            if det > 1e-6 * (a + c) ** 2:
+                yy, yx = _solve(a, b, c, det, [(y, x, ty, weight) for y, x, ty, _, weight in around])
+                xy, xx = _solve(a, b, c, det, [(y, x, tx, weight) for y, x, _, tx, weight in around])
+        fit = _Affine(yy, yx, xy, xx, ny - yy * my - yx * mx, nx - xy * my - xx * mx)
+    return fit
+
+
+def _solve(a: float, b: float, c: float, det: float, rows: list[tuple[float, float, float, float]]) -> _Point:
+    """The two numbers of one row of the linear part, from the normal equations [[a, b], [b, c]]."""
+    p = sum(weight * y * target for y, _, target, weight in rows)
+    q = sum(weight * x * target for _, x, target, weight in rows)
+    return (c * p - b * q) / det, (a * q - b * p) / det
 
 
 def _plausible(linear: Tensor) -> bool:

@@ -14,6 +14,7 @@ from sightline.camera.motion import MotionEstimator, Pose
 
 MODES = ("translation", "affine")
 _HYSTERESIS = 0.6  # pixels: a frame is laid at another place only if the one before is further off than this
+_TREMBLE = 0.2  # pixels at the corners of the frame
 
 
 class MovingCamera:
@@ -73,11 +74,19 @@ class MovingCamera:
             self.canvas.start(frame)
             return 0, 0
         if self.mode == "affine":
+            self.pose = self._straightened(self.pose)
             return self.canvas.warp(frame, self.pose)
         place = self._rounded()
         if place != self._place and self._is_nearer(frame, place):
             self._place = place
         return self.canvas.place(frame, self._place)
+
+    def _straightened(self, pose: Pose) -> Pose:
+        """The pose without a turn or zoom that hardly moves the corners: estimates tremble by as much, and moving alone is cheaper."""
+        middle = torch.tensor([(size - 1) / 2 for size in self.canvas.frame], dtype=torch.float64)
+        straight = Pose(torch.eye(2, dtype=torch.float64), pose(middle) - middle)
+        corners = torch.stack([-middle, middle, middle * torch.tensor([1, -1])]) + middle
+        return straight if float((pose(corners) - straight(corners)).norm(dim=1).max()) < _TREMBLE else pose
 
     def _rounded(self) -> Pair:
         """The nearest whole pixels; the place before, where that is hardly further."""

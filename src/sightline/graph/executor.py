@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
@@ -11,7 +10,7 @@ import torch
 from sightline.graph import rules
 from sightline.graph.ir import Node
 from sightline.graph.plan import Plan, Step
-from sightline.graph.shift import Shifts
+from sightline.graph.shift import Shifts, shifts_of
 
 
 class Executor(ABC):
@@ -45,10 +44,10 @@ class Executor(ABC):
             ValueError: they are not, or an area is set (`set_needed`).
         """
 
-    @functools.cached_property
+    @property
     def shifts(self) -> Shifts:
         """What shifts do to the maps of the plan."""
-        return Shifts(self.plan)
+        return shifts_of(self.plan)
 
     @abstractmethod
     def reset(self) -> None:

@@ -192,6 +192,15 @@ class Shifts:
             stale[0][:] = True  # reads everything, or nobody knows what
 
 
+def shifts_of(plan: Plan) -> Shifts:
+    """The shifts of a plan, worked out once for all streams that run it."""
+    known = plan.__dict__.get("_shifts")
+    if known is None:
+        known = plan.__dict__["_shifts"] = Shifts(plan)
+    assert isinstance(known, Shifts)
+    return known
+
+
 def _size(node: Node) -> tuple[int, int]:
     """Cells (y, x) of a map; anything else counts as one."""
     shape = node.shape or ()
