@@ -37,7 +37,7 @@ from sightline.tune.metrics import make_metric, pairs_of, squares, task_metric
 
 THRESHOLDS = (0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8)
 FILTERS = (None, "vote")
-LEVELS = (1.0, 2.0, 3.0, 5.0, 8.0)  # noise units at which frontiers are compared
+LEVELS = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0)  # noise units at which frontiers are compared
 MODES = (None, "translation", "affine")
 
 

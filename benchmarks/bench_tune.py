@@ -20,11 +20,10 @@ import networks
 import sightline as sl
 from sightline import media
 from sightline.models import load_model
+from sightline.pixels import pixel_scale_of
 from sightline.tune.metrics import make_metric, squares, task_metric
-from sightline.tune.pixels import pixel_scale_of
 
 MOTORWAY = Job("classes, motorway", "efficientnet_lite0_fp16.safetensors", "traffic_camera.mp4", (224, 224), (127.5,) * 3, (127.5,) * 3)
-_KEPT: list[Any] = []
 CASES = (*JOBS[:1], *JOBS[2:5], MOTORWAY)
 
 
@@ -34,23 +33,9 @@ def model_of(job: Job, folder: Path) -> Any:
         return load_model(str(path)).model
     from safetensors.torch import load_file
 
-    model = _timm("tf_efficientnet_lite0")
+    model = load_model("timm:tf_efficientnet_lite0").model
     model.load_state_dict(_renamed(load_file(str(path)), model), strict=True)
     return model.eval()
-
-
-def _timm(name: str) -> torch.nn.Module:
-    try:
-        import timm
-    except RuntimeError:  # torchvision's compiled part does not fit this torch; timm only wants its Python
-        library = torch.library.Library("torchvision", "DEF")
-        _KEPT.append(library)  # or its operators go with it
-        for op in ("nms", "qnms"):
-            library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        for module in [module for module in sys.modules if module.partition(".")[0] in ("timm", "torchvision")]:
-            del sys.modules[module]
-        import timm
-    return timm.create_model(name)  # type: ignore[no-any-return]
 
 
 def _renamed(stored: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:

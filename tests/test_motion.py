@@ -359,6 +359,20 @@ def test_sites_of_a_frame_are_shown_in_the_frame() -> None:
     assert tuple(stream.last_sites("down").shape) == (1, 24, 32)
 
 
+def test_budgets_gates_and_filters_work_on_the_canvas() -> None:
+    """A budget's checks run densely what the network sees: with thresholds of 0 they find no error."""
+    picture, model = scene() / 255, net()
+    budget = sl.Budget(1.0, every=4) if hasattr(sl, "Budget") else 1.0
+    stream = sl.stream(model, motion="translation", budget=budget, global_ops="hold", noise="block")
+    plain = sl.stream(model, motion="translation")
+    for i in range(14):
+        frame = view(picture, 100 + i, 100 + 4 * i)
+        out, exact = stream(frame), plain(frame)
+        assert stream.output_shift == plain.output_shift
+        assert out["map"].shape == exact["map"].shape
+        assert (out["map"] - exact["map"]).norm() < 0.2 * exact["map"].norm()
+
+
 def test_what_cannot_be_combined_says_so() -> None:
     class Counts(nn.Module):
         def __init__(self) -> None:

@@ -27,12 +27,12 @@ LEAST_BYTES = 1 << 20
 def mark_blocks(graph: Graph, steps: list[Step], users: dict[Node, list[Node]]) -> None:
     """Sets `inside` of the steps whose maps are not held."""
     by_output = {step.output: step for step in steps}
+    by_head = {step.head: step for step in steps}
 
     def only_reader(step: Step) -> Step | None:
         if step.output in graph.outputs or len(users[step.output]) != 1 or "own_threshold" in step.output.attrs:
             return None
-        reader = users[step.output][0]
-        return next((s for s in steps if s.head is reader), None)
+        return by_head.get(users[step.output][0])
 
     ends: set[Step] = set()  # a step that computes others must be held itself
     for step in steps:

@@ -124,7 +124,8 @@ class _Lowering:
         self.places: dict[Node, tuple[int, int, int]] = {}  # node -> (storage, channel offset, ld)
         self.keep: list[Any] = []  # arrays whose addresses C++ is reading at the moment
         self.steps = 0
-        self.inside = self._blocks()
+        self.blocks = self._blocks()
+        self.inside = {part for parts in self.blocks.values() for part in parts}
 
     def run(self) -> Lowered:
         self._place_concatenations()
@@ -168,18 +169,17 @@ class _Lowering:
             self.places[node] = (self.program.add_storage(n * h * w * c + _SLACK), 0, c)
         return self.places[node]
 
-    def _blocks(self) -> dict[Step, Step]:
-        """Steps that a later step computes as it goes -> that step, where all of a block has native steps."""
+    def _blocks(self) -> dict[Step, list[Step]]:
+        """Step -> the steps that it computes as it goes, in execution order, where all of them have native steps."""
         blocks: dict[Step, list[Step]] = {}
         for step in self.plan.steps:
             if step.inside is not None:
                 blocks.setdefault(step.inside, []).append(step)
-        native = {
+        return {
             last: parts
             for last, parts in blocks.items()
             if all(_nhwc(s.output, self.captured) is not None and (s.act is None or s.act.attrs["kind"] in _ACTS) for s in [last, *parts])
         }
-        return {part: last for last, parts in native.items() for part in parts}
 
     def _tensor(self, node: Node, mask_of: int = -1) -> int:
         size = _nhwc(node, self.captured)
@@ -261,12 +261,15 @@ class _Lowering:
             )
 
     def _close_block(self, last: Step, native_id: int) -> None:
-        parts = [self.out.step_ids[step] for step, end in self.inside.items() if end is last]
-        if not parts:
+        if last not in self.blocks:
             return
-        has_middle = last.inputs[0] in (step.output for step, end in self.inside.items() if end is last and is_depthwise(step))
-        middle = parts.pop() if has_middle else -1
-        self.program.fuse_block(native_id, middle, parts[0] if parts else -1)
+        middle = first = -1
+        for part in self.blocks[last]:
+            if part.output is last.inputs[0] and not is_depthwise(last):
+                middle = self.out.step_ids[part]
+            else:
+                first = self.out.step_ids[part]
+        self.program.fuse_block(native_id, middle, first)
 
     def _check_act(self, step: Step) -> None:
         if step.act is not None and step.act.attrs["kind"] not in _ACTS:
@@ -434,6 +437,15 @@ class _Lowering:
         scale, shift = _floats(step.head.attrs["scale"]), _floats(step.head.attrs["shift"])
         self.keep += [scale, shift]
         self._done(step, self.program.add_pointwise(self._tensor(step.output), source, _address(scale), _address(shift)))
+
+    def _emit_channel_norm(self, step: Step) -> None:
+        self._check_act(step)
+        source = self._read(step.inputs[0])
+        a = step.head.attrs
+        scale, shift = _floats(a["scale"]), _floats(a["shift"])
+        self.keep += [scale, shift]
+        target = self._tensor(step.output)
+        self._done(step, self.program.add_channel_norm(target, source, _address(scale), _address(shift), a["epsilon"]))
 
     def _emit_act(self, step: Step) -> None:
         self._check_act(step)

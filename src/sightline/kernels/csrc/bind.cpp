@@ -164,6 +164,9 @@ NB_MODULE(_native, m) {
       .def("add_pointwise", [](Program& p, int out, int in, uintptr_t scale, uintptr_t shift) {
         return p.add_pointwise(out, in, pointer<float>(scale), pointer<float>(shift));
       })
+      .def("add_channel_norm", [](Program& p, int out, int in, uintptr_t scale, uintptr_t shift, float epsilon) {
+        return p.add_channel_norm(out, in, pointer<float>(scale), pointer<float>(shift), epsilon);
+      })
       .def("add_binary", &Program::add_binary)
       .def("add_gather", &Program::add_gather)
       .def("add_gather_part", &Program::add_gather_part)
@@ -234,10 +237,8 @@ NB_MODULE(_native, m) {
         if (!mask) return;
         const uint8_t* from = pointer<uint8_t>(mask);
         to.bits.assign(from, from + to.bits.size());
-        for (int r = 0; r < to.rows; ++r) {
-          to.row_any[(size_t)r] = s.program->k->count(to.bits.data() + (size_t)r * to.width, to.width) > 0;
-          to.count += s.program->k->count(to.bits.data() + (size_t)r * to.width, to.width);
-        }
+        for (int r = 0; r < to.rows; ++r) to.row_any[(size_t)r] = s.program->k->count(from + (size_t)r * to.width, to.width) > 0;
+        to.recount(*s.program->k);
       })
       .def_prop_ro("fresh", [](const State& s) { return s.fresh; })
       .def_prop_ro("bytes", &State::bytes);

@@ -13,7 +13,6 @@ namespace sightline {
 
 namespace {
 constexpr int kRingBytes = 384 * 1024;   // a worker's ring of rows should stay in L2 beside the weights
-constexpr int kLongest = 16;            // pixels in one call of a depthwise run, so that zero_elements covers a run of padding rows
 
 // Inputs [from, to) that the outputs [first, last) of an axis read; empty if they read padding only.
 struct Span { int from = 0, to = 0; };
@@ -46,7 +45,7 @@ struct State::Block {
   int middle_ld = 0;
 };
 
-// The inputs that the wanted outputs read. `needed.count` is exact afterwards.
+// The inputs that the wanted outputs read, counted.
 void State::pull(const Link& link, const Mask& wanted, const Tensor& tin, const Tensor& tout, Mask& needed) {
   const Kernels& k = *program->k;
   const Axis &ay = program->axes[(size_t)link.rows], &ax = program->axes[(size_t)link.cols];
@@ -84,9 +83,7 @@ void State::pull(const Link& link, const Mask& wanted, const Tensor& tin, const 
         needed.count = 1;  // so that clear() clears
       }
     }
-  needed.count = 0;
-  for (int r = 0; r < needed.rows; ++r)
-    if (needed.row_any[(size_t)r]) needed.count += k.count(needed.bits.data() + (size_t)r * needed.width, needed.width);
+  needed.recount(k);
 }
 
 // What is not needed of a map that is not held counts as zero, as it would lie in a map that was never computed there.
@@ -94,14 +91,13 @@ void State::limit_to_needed(int step) {
   const Mask& need = needed[(size_t)step];
   if (!need.rows) return;
   Mask& m = sites[(size_t)step];
-  m.count = 0;
   for (int r = 0; r < m.rows; ++r) {
     if (!m.row_any[(size_t)r]) continue;
     uint8_t* bits = m.bits.data() + (size_t)r * m.width;
     const uint8_t* wanted = need.bits.data() + (size_t)r * m.width;
     for (int x = 0; x < m.width; ++x) bits[x] &= wanted[x];
-    m.count += program->k->count(bits, m.width);
   }
+  m.recount(*program->k);
 }
 
 void State::run_block(int step) {
@@ -115,34 +111,17 @@ void State::run_block(int step) {
   const Tensor& tin = program->tensors[(size_t)window.tensor];
   const Axis &ay = program->axes[(size_t)window.rows], &ax = program->axes[(size_t)window.cols];
   Mask& wanted = sites[(size_t)step];
-  wanted.count = 0;
-  for (int r = 0; r < wanted.rows; ++r)
-    if (wanted.row_any[(size_t)r]) wanted.count += program->k->count(wanted.bits.data() + (size_t)r * wanted.width, wanted.width);
-  if (b.middle != b.last) {
-    Mask& m = sites[(size_t)b.last->depthwise];
-    m.bits = wanted.bits;
-    m.row_any = wanted.row_any;
-    m.count = wanted.count;
-  }
+  wanted.recount(*program->k);
+  if (b.middle != b.last) sites[(size_t)b.last->depthwise] = wanted;
   b.pub = publisher(step);
-  auto inner = [](const Step& s, int c) {
-    Publish p;
-    p.act = s.act;
-    p.p0 = s.p0;
-    p.p1 = s.p1;
-    p.slope = s.slope.data;
-    p.c = c;
-    return p;
-  };
   b.middle_ld = (tin.c + 15) / 16 * 16;
-  b.middle_pub = inner(*b.middle, tin.c);
-  b.middle_pub.ld = b.middle_ld;
+  b.middle_pub = finishing(*b.middle, tin.c, b.middle_ld);
   b.strip = tout.w;
   if (b.first) {
     pull(window, wanted, tin, tout, sites[(size_t)b.last->expand]);
     limit_to_needed(b.last->expand);
-    b.first_pub = inner(*b.first, tin.c);
-    b.ring_ld = b.first_pub.ld = b.middle_ld;
+    b.ring_ld = b.middle_ld;
+    b.first_pub = finishing(*b.first, tin.c, b.ring_ld);
     for (int y = 0; y < tout.h; ++y) {
       const Span rows = span(ay, y, y + 1);
       b.ring_rows = std::max(b.ring_rows, rows.to - rows.from);
@@ -234,7 +213,6 @@ void State::block_expand(const Block& b, int row, int image, int c0, int c1, Scr
   const uint8_t* bits = wanted.bits.data() + (size_t)at * t.w;
   grow(w.expand_list, (size_t)t.w);
   grow(w.places, (size_t)t.w);
-  const bool in_registers = finishes_in_registers(pub);
   const Phase& p = s.phases[0];
   auto compute = [&](int x0, int x1, bool merged) {
     if (x1 <= x0) return;
@@ -242,18 +220,13 @@ void State::block_expand(const Block& b, int row, int image, int c0, int c1, Scr
     if (!n) return;
     const int ntaps = (int)(merged ? p.ky.size() : p.ky.size() * p.kx.size());
     grow(w.taps, (size_t)n * ntaps);
-    grow(w.flags, (size_t)n);
     fill_taps(s, 0, merged, w.expand_list.data(), n, w.taps.data());
     for (int i = 0; i < n; ++i) w.places[(size_t)i] = Site{w.expand_list[(size_t)i].x - c0, 0, 0};
-    float* rows = in_registers ? nullptr : w.row_space((size_t)n * s.ldo + 64);
-    for (const Panel& panel : p.panels) {
-      const ConvTile tile{w.taps.data(), panel.shift, n, ntaps, merged ? s.kw * s.cin : s.cin, panel.vectors,
-                          s.weights.data + (merged ? panel.merged : panel.weights), s.bias.data + panel.bias, rows ? rows + panel.c0 : nullptr, s.ldo, nullptr,
-                          panel.c0, panel.valid};
-      if (in_registers) k.conv_publish(tile, pub, w.places.data(), w.flags.data());
-      else k.conv(tile);
-    }
-    if (!in_registers) k.publish(pub, rows, s.ldo, w.places.data(), n, w.flags.data());
+    ConvTile t{};
+    t.taps = w.taps.data();
+    t.ntaps = ntaps;
+    t.run = merged ? s.kw * s.cin : s.cin;
+    conv_panels(s, p, merged, t, w.places.data(), n, pub, w);
   };
   if (!s.merged_rows) return compute(c0, c1, false);
   compute(c0, std::min(c1, s.inner_x0), false);
@@ -265,58 +238,33 @@ void State::block_expand(const Block& b, int row, int image, int c0, int c1, Scr
 void State::block_depthwise(const Block& b, const Site* list, int n, int place, int image, int c0, Scratch& w) {
   const Step& s = *b.middle;
   const Tensor& tin = program->tensors[(size_t)s.links[0].tensor];
-  const Axis &ay = program->axes[(size_t)s.links[0].rows], &ax = program->axes[(size_t)s.links[0].cols];
-  const Kernels& k = *program->k;
+  const Axis& ay = program->axes[(size_t)s.links[0].rows];
   const bool ends = b.middle == b.last;
   Publish pub = ends ? b.pub : b.middle_pub;
   if (!ends) pub.held = raw(w.middle);
-  const bool at_once = publishes_at_once(pub);
   const int pitch = b.first ? b.ring_ld : tin.ld;
-  const int64_t ld = (int64_t)pitch * k.element;  // bytes from pixel to pixel
+  const int64_t ld = (int64_t)pitch * program->k->element;  // bytes from pixel to pixel
   const Raw* image_map = b.first ? nullptr : at(s.links[0].tensor) + (int64_t)image * tin.h * tin.w * ld;
-  const Raw* zero = reinterpret_cast<const Raw*>(zeros_.data);
-  const int y = list[0].y;
-  const int32_t* ry = ay.index.data() + (size_t)y * ay.taps;
-  grow(w.taps, (size_t)s.kh * s.kw + (size_t)s.kh);
-  const Raw** lines = w.taps.data() + (size_t)s.kh * s.kw;  // where column 0 of each window row lies
+  const int32_t* ry = ay.index.data() + (size_t)list[0].y * ay.taps;
+  grow(w.lines, (size_t)s.kh);
   for (int j = 0; j < s.kh; ++j)
-    lines[j] = ry[j] < 0 ? nullptr
-               : b.first ? raw(w.ring) + ((int64_t)(ry[j] % b.ring_rows) * b.ring_width - c0) * ld
-                         : image_map + (int64_t)ry[j] * tin.w * ld;
+    w.lines[(size_t)j] = ry[j] < 0 ? nullptr
+                         : b.first ? raw(w.ring) + ((int64_t)(ry[j] % b.ring_rows) * b.ring_width - c0) * ld
+                                   : image_map + (int64_t)ry[j] * tin.w * ld;
   const int ldr = b.middle_ld;
   float* rows = w.row_space((size_t)n * ldr + 64);
   grow(w.flags, (size_t)n);
-  grow(w.places, (size_t)std::max(n, tin.w));
+  grow(w.places, (size_t)n);
   if (!ends)
     for (int i = 0; i < n; ++i) w.places[(size_t)i] = Site{place + i, 0, 0};
   const Site* places = ends ? list : w.places.data();
-  const Raw** taps = w.taps.data();
-  for (int i = 0; i < n;) {
-    const int x = list[i].x;
-    const int32_t* cx = ax.index.data() + (size_t)x * ax.taps;
-    float* row = rows + (int64_t)i * ldr;
-    if (x >= s.inner_x0 && x < s.inner_x1) {
-      int count = 1;
-      while (count < kLongest && i + count < n && list[i + count].x == x + count && x + count < s.inner_x1) ++count;
-      for (int j = 0; j < s.kh; ++j) taps[j] = lines[j] ? lines[j] + cx[0] * ld : zero;
-      const DepthwiseRun run{taps, count, pitch, ax.stride, s.weights.data, s.cpad, s.bias.data, row, ldr, tin.c};
-      if (at_once ? k.depthwise_publish(s.kh, s.kw, run, pub, places[i].index, w.flags.data() + i) : k.depthwise_run(s.kh, s.kw, run)) {
-        i += count;
-        continue;
-      }
-    }
-    int t = 0;
-    for (int j = 0; j < s.kh; ++j)
-      for (int m = 0; m < s.kw; ++m) taps[t++] = (!lines[j] || cx[m] < 0) ? zero : lines[j] + cx[m] * ld;
-    k.depthwise_pixel(taps, t, s.weights.data, s.cpad, s.bias.data, row, tin.c);
-    if (at_once) k.publish(pub, row, ldr, places + i, 1, w.flags.data() + i);
-    ++i;
-  }
-  if (!at_once) {
-    if (ends) return finish(b.step, pub, rows, ldr, list, n, w.flags.data());
-    k.publish(pub, rows, ldr, places, n, w.flags.data());
+  uint8_t* flags = w.flags.data();
+  depthwise_row(s, list, n, places, pitch, pub, rows, ldr, flags, w);
+  if (!publishes_at_once(pub)) {
+    if (ends) return finish(b.step, pub, rows, ldr, list, n, flags);
+    program->k->publish(pub, rows, ldr, places, n, flags);
   } else if (ends) {
-    mark_changed(b.step, list, n, w.flags.data());
+    mark_changed(b.step, list, n, flags);
   }
 }
 

@@ -103,6 +103,7 @@ struct Step {
   // weighted windows
   std::vector<float> wy, wx, div_y, div_x;
   float divisor = 0;
+  float normalize = -1;  // pointwise: of each pixel first subtract its mean over channels and divide by sqrt(variance + this); < 0: not
   // A block: this step computes the maps of one or two steps before it as it goes, and they are not held.
   int expand = -1;     // step whose map the depthwise convolution reads
   int depthwise = -1;  // step whose map this convolution reads; -1 where this step is the depthwise convolution itself
@@ -130,6 +131,8 @@ class Program {
   int add_weighted(int out, int in, int rows, int cols, const float* wy, const float* wx, const float* div_y, const float* div_x,
                    float divisor);
   int add_pointwise(int out, int in, const float* scale, const float* shift);
+  // Normalizes every pixel over its channels, then scales and shifts.
+  int add_channel_norm(int out, int in, const float* scale, const float* shift, float epsilon);
   int add_binary(int out, int a, int b, int op);
   int add_gather(int out, float fill);
   void add_gather_part(int step, int in, int rows, int cols, int period_y, int period_x, const std::vector<int32_t>& runs);
@@ -165,6 +168,7 @@ struct Mask {
   void shape(int r, int w);
   void clear();
   void fill();
+  void recount(const Kernels& k);  // of the rows that are marked
 };
 
 // Strides in its own elements; columns are contiguous. Its elements are those of the maps, or float32 to be rounded (`wide`).
@@ -222,7 +226,7 @@ class State {
  private:
   struct Scratch {
     Aligned rows;
-    std::vector<const Raw*> taps;
+    std::vector<const Raw*> taps, lines;
     std::vector<float> sums;
     std::vector<uint8_t> flags;
     // of blocks
@@ -250,10 +254,14 @@ class State {
   void for_chunks(int step, int64_t work_per_site, F&& compute);
   void run_conv(int step);
   void conv_group(const Step& s, int phase, bool merged, const SiteList& list, const Publish& pub, int step);
+  bool conv_panels(const Step& s, const Phase& p, bool merged, const ConvTile& shape, const Site* list, int count, const Publish& pub,
+                   Scratch& w);
   void conv_pixels(const Step& s, const Phase& p, bool merged, const ConvTile& shape, const Site* list, int count, const Publish& pub,
                    int step, Scratch& w);
   void fill_taps(const Step& s, int phase, bool merged, const Site* list, int n, const Raw** taps) const;
   void run_depthwise(int step);
+  void depthwise_row(const Step& s, const Site* list, int n, const Site* places, int pitch, const Publish& pub, float* rows, int ldr,
+                     uint8_t* flags, Scratch& w) const;
   void run_block(int step);
   void limit_to_needed(int step);
   void pull(const Link& link, const Mask& wanted, const Tensor& tin, const Tensor& tout, Mask& needed);

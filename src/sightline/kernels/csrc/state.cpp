@@ -29,6 +29,12 @@ void Mask::fill() {
   count = (int64_t)bits.size();
 }
 
+void Mask::recount(const Kernels& k) {
+  count = 0;
+  for (int r = 0; r < rows; ++r)
+    if (row_any[(size_t)r]) count += k.count(bits.data() + (size_t)r * width, width);
+}
+
 float* State::Scratch::row_space(size_t floats) {
   grow(rows, floats + 64);
   return rows.data;
@@ -106,11 +112,8 @@ void State::run(int first, int last) {
         if (part >= 0) sites[(size_t)part].clear();
       continue;
     }
-    if (s.inside) {  // computed by a later step; all that can change counts as changed
-      Mask& to = changed[(size_t)program->tensors[(size_t)s.out].mask];
-      to.bits = sites[(size_t)i].bits;
-      to.row_any = sites[(size_t)i].row_any;
-      to.count = sites[(size_t)i].count;
+    if (s.inside) {  // computed by a later step, which finds its sites too; all that can change counts as changed
+      std::swap(changed[(size_t)program->tensors[(size_t)s.out].mask], sites[(size_t)i]);
       continue;
     }
     if (s.expand >= 0 || s.depthwise >= 0) {
@@ -211,6 +214,7 @@ int64_t State::bytes() const {
     total += (int64_t)sizeof(Scratch);
     total += (int64_t)s->rows.size * 4;
     vec(s->taps);
+    vec(s->lines);
     vec(s->sums);
     vec(s->flags);
     total += (int64_t)(s->ring.size + s->middle.size) * 4;

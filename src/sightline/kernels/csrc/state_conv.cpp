@@ -41,9 +41,9 @@ void State::fill_taps(const Step& s, int phase, bool merged, const Site* list, i
   }
 }
 
-// All panels of a convolution over pixels whose taps lie in shape.taps; published.
-void State::conv_pixels(const Step& s, const Phase& p, bool merged, const ConvTile& shape, const Site* list, int count, const Publish& pub,
-                        int step, Scratch& w) {
+// All panels of a convolution over pixels whose taps lie in shape.taps, finished and written; w.flags says which changed. False: none.
+bool State::conv_panels(const Step& s, const Phase& p, bool merged, const ConvTile& shape, const Site* list, int count, const Publish& pub,
+                        Scratch& w) {
   const Kernels& k = *program->k;
   const bool in_registers = finishes_in_registers(pub), keeps_rows = !publishes_at_once(pub);
   const int panels = (int)p.panels.size();
@@ -70,9 +70,14 @@ void State::conv_pixels(const Step& s, const Phase& p, bool merged, const ConvTi
       else k.conv(t);
     }
   }
-  if (!in_registers) return finish(step, pub, rows, s.ldo, list, count, w.flags.data());
+  if (!in_registers) return k.publish(pub, rows, s.ldo, list, count, w.flags.data()) > 0;
   if (keeps_rows) k.commit(pub, rows, s.ldo, w.sums.data(), count, panels, list, count, w.flags.data());
-  mark_changed(step, list, count, w.flags.data());
+  return true;
+}
+
+void State::conv_pixels(const Step& s, const Phase& p, bool merged, const ConvTile& shape, const Site* list, int count, const Publish& pub,
+                        int step, Scratch& w) {
+  if (conv_panels(s, p, merged, shape, list, count, pub, w)) mark_changed(step, list, count, w.flags.data());
 }
 
 void State::conv_group(const Step& s, int phase, bool merged, const SiteList& list, const Publish& pub, int step) {
@@ -141,54 +146,68 @@ void State::run_conv(int step) {
   note_density(step, pub);
 }
 
+// A depthwise convolution at some sites of one output row. w.lines[j] is where column 0 of window row j lies, null outside the map, and
+// pixels lie `pitch` elements apart. Published into `places` at once where `pub` allows that, else left in rows.
+void State::depthwise_row(const Step& s, const Site* list, int n, const Site* places, int pitch, const Publish& pub, float* rows, int ldr,
+                          uint8_t* flags, Scratch& w) const {
+  const Axis& ax = program->axes[(size_t)s.links[0].cols];
+  const Kernels& k = *program->k;
+  const Raw* zero = reinterpret_cast<const Raw*>(zeros_.data);
+  const int64_t ld = (int64_t)pitch * k.element;  // bytes from pixel to pixel
+  const bool at_once = publishes_at_once(pub);
+  grow(w.taps, (size_t)s.kh * s.kw);
+  const Raw** taps = w.taps.data();
+  for (int i = 0; i < n;) {
+    const int x = list[i].x;
+    const int32_t* cx = ax.index.data() + (size_t)x * ax.taps;
+    float* row = rows + (int64_t)i * ldr;
+    if (x >= s.inner_x0 && x < s.inner_x1) {
+      int count = 1;
+      while (count < kLongest && i + count < n && list[i + count].x == x + count && x + count < s.inner_x1) ++count;
+      for (int j = 0; j < s.kh; ++j) taps[j] = w.lines[(size_t)j] ? w.lines[(size_t)j] + cx[0] * ld : zero;
+      const DepthwiseRun run{taps, count, pitch, ax.stride, s.weights.data, s.cpad, s.bias.data, row, ldr, pub.c};
+      if (at_once ? k.depthwise_publish(s.kh, s.kw, run, pub, places[i].index, flags + i) : k.depthwise_run(s.kh, s.kw, run)) {
+        i += count;
+        continue;
+      }
+    }
+    int t = 0;
+    for (int j = 0; j < s.kh; ++j)
+      for (int m = 0; m < s.kw; ++m) taps[t++] = (!w.lines[(size_t)j] || cx[m] < 0) ? zero : w.lines[(size_t)j] + cx[m] * ld;
+    k.depthwise_pixel(taps, t, s.weights.data, s.cpad, s.bias.data, row, pub.c);
+    if (at_once) k.publish(pub, row, ldr, places + i, 1, flags + i);
+    ++i;
+  }
+}
+
 void State::run_depthwise(int step) {
   const Step& s = program->steps[(size_t)step];
   list_sites(step);
   const Link& l = s.links[0];
   const Tensor &tin = program->tensors[(size_t)l.tensor], &tout = program->tensors[(size_t)s.out];
-  const Axis &ay = program->axes[(size_t)l.rows], &ax = program->axes[(size_t)l.cols];
+  const Axis& ay = program->axes[(size_t)l.rows];
   const Raw* base = at(l.tensor);
-  const Raw* zero = reinterpret_cast<const Raw*>(zeros_.data);
-  const Kernels& k = *program->k;
-  const int64_t ld = (int64_t)tin.ld * k.element;  // bytes from pixel to pixel
+  const int64_t line = (int64_t)tin.w * tin.ld * program->k->element;  // bytes from row to row
   const Publish pub = publisher(step);
   const bool at_once = publishes_at_once(pub);
-  constexpr int kLongest = 16;  // so that zero_elements covers a run of padding rows
   const int ldr = (tout.c + 15) / 16 * 16;
   const int chunk = std::clamp(32768 / ldr, 8, 64);
   split_list(chunk, (int64_t)s.kh * s.kw * tout.c, [&](const Site* list, int n, Scratch& w) {
     float* rows = w.row_space((size_t)chunk * ldr + 64);
     grow(w.flags, (size_t)chunk);
-    grow(w.taps, (size_t)s.kh * s.kw);
-    const Raw** taps = w.taps.data();
-    for (int i = 0; i < n;) {
-      const Site at = list[i];
-      const Raw* image = tin.n == 1 ? base : base + (int64_t)(at.index / (tout.h * tout.w)) * tin.h * tin.w * ld;
-      const int32_t* ry = ay.index.data() + (size_t)at.y * ay.taps;
-      const int32_t* cx = ax.index.data() + (size_t)at.x * ax.taps;
-      float* row = rows + (int64_t)i * ldr;
-      if (at.x >= s.inner_x0 && at.x < s.inner_x1) {
-        int count = 1;
-        while (count < kLongest && i + count < n && list[i + count].index == at.index + count && at.x + count < s.inner_x1 &&
-               list[i + count].y == at.y)
-          ++count;
-        for (int j = 0; j < s.kh; ++j) taps[j] = ry[j] < 0 ? zero : image + ((int64_t)ry[j] * tin.w + cx[0]) * ld;
-        const DepthwiseRun run{taps, count, tin.ld, ax.stride, s.weights.data, s.cpad, s.bias.data, row, ldr, tout.c};
-        if (at_once ? k.depthwise_publish(s.kh, s.kw, run, pub, at.index, w.flags.data() + i) : k.depthwise_run(s.kh, s.kw, run)) {
-          i += count;
-          continue;
-        }
+    grow(w.lines, (size_t)s.kh);
+    uint8_t* flags = w.flags.data();
+    for (int from = 0, to = 0; from < n; from = to) {
+      const int image = list[from].index / (tout.h * tout.w), y = list[from].y;
+      while (to < n && list[to].y == y && list[to].index - list[from].index < tout.w) ++to;
+      for (int j = 0; j < s.kh; ++j) {
+        const int r = ay.index[(size_t)y * ay.taps + j];
+        w.lines[(size_t)j] = r < 0 ? nullptr : base + ((int64_t)(tin.n == 1 ? 0 : image) * tin.h + r) * line;
       }
-      int t = 0;
-      for (int j = 0; j < s.kh; ++j)
-        for (int m = 0; m < s.kw; ++m)
-          taps[t++] = (ry[j] < 0 || cx[m] < 0) ? zero : image + ((int64_t)ry[j] * tin.w + cx[m]) * ld;
-      k.depthwise_pixel(taps, t, s.weights.data, s.cpad, s.bias.data, row, tout.c);
-      if (at_once) k.publish(pub, row, ldr, list + i, 1, w.flags.data() + i);
-      ++i;
+      depthwise_row(s, list + from, to - from, list + from, tin.ld, pub, rows + (int64_t)from * ldr, ldr, flags + from, w);
     }
-    if (at_once) mark_changed(step, list, n, w.flags.data());
-    else finish(step, pub, rows, ldr, list, n, w.flags.data());
+    if (at_once) mark_changed(step, list, n, flags);
+    else finish(step, pub, rows, ldr, list, n, flags);
   });
   note_density(step, pub);
 }

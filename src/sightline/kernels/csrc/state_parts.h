@@ -7,6 +7,7 @@
 
 namespace sightline {
 
+constexpr int kLongest = 16;                      // pixels of a depthwise run, so that zero_elements covers a run of padding rows
 constexpr int kChunk = 96;                        // pixels that share one pass over a weight panel
 constexpr int64_t kSmallWeights = 400 * 1024;     // bytes: below this, weights stay in L2 whatever the loop order
 constexpr double kBusy = 0.7;                     // share of a map from which a step counts as busy
@@ -21,6 +22,18 @@ static inline void grow(Aligned& a, size_t floats) {
   if (a.size < floats) a = Aligned(floats);
 }
 static inline void mark(uint8_t& flag) { __atomic_store_n(&flag, (uint8_t)1, __ATOMIC_RELAXED); }
+
+// How rows of a step are finished, into a map of c channels whose pixels lie ld elements apart.
+static inline Publish finishing(const Step& s, int c, int ld) {
+  Publish p;
+  p.act = s.act;
+  p.p0 = s.p0;
+  p.p1 = s.p1;
+  p.slope = s.slope.data;
+  p.c = c;
+  p.ld = ld;
+  return p;
+}
 
 // Splits list_ into chunks and gives each to body(sites, count, scratch).
 template <class F>

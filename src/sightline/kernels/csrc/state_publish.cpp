@@ -6,11 +6,7 @@ namespace sightline {
 Publish State::publisher(int step) {
   const Step& s = program->steps[(size_t)step];
   const Tensor& t = program->tensors[(size_t)s.out];
-  Publish p;
-  p.act = s.act;
-  p.p0 = s.p0;
-  p.p1 = s.p1;
-  p.slope = s.slope.data;
+  Publish p = finishing(s, t.c, t.ld);
   if (s.residual >= 0) {
     p.residual = at(s.residual);
     p.residual_ld = program->tensors[(size_t)s.residual].ld;
@@ -26,14 +22,13 @@ Publish State::publisher(int step) {
   }
   p.norm = norm;
   p.held = at(s.out);
-  p.ld = t.ld;
-  p.c = t.c;
   return p;
 }
 
 void State::note_density(int step, const Publish& pub) {
   if (fresh || pub.mode == kAlways) return;
   const Tensor& t = program->tensors[(size_t)program->steps[(size_t)step].out];
+  if (t.h * t.w == 1) return;  // comparing a vector costs nothing, and publishing it may cost the whole map that reads it
   const double n = (double)changed[(size_t)t.mask].count;
   busy[(size_t)step] = n >= kBusy * reachable(step) && n >= 0.95 * (double)sites[(size_t)step].count ? kLookAgain : 0;
 }

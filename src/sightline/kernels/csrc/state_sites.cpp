@@ -142,14 +142,9 @@ void State::set_needed(int step, const uint8_t* mask) {
   }
   if (!need.rows) need.shape(grid.rows, grid.width);
   if (!stale[(size_t)step].rows) stale[(size_t)step].shape(grid.rows, grid.width);
-  need.count = 0;
-  for (int r = 0; r < need.rows; ++r) {
-    uint8_t* row = need.bits.data() + (size_t)r * need.width;
-    std::memcpy(row, mask + (size_t)r * need.width, (size_t)need.width);
-    const int64_t n = program->k->count(row, need.width);
-    need.row_any[(size_t)r] = n > 0;
-    need.count += n;
-  }
+  std::memcpy(need.bits.data(), mask, need.bits.size());
+  for (int r = 0; r < need.rows; ++r) need.row_any[(size_t)r] = program->k->count(mask + (size_t)r * need.width, need.width) > 0;
+  need.recount(*program->k);
 }
 
 void State::zero_sites(int step, const uint8_t* mask) {
