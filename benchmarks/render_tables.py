@@ -113,6 +113,26 @@ def video(result: Result) -> str:
     return table(head, rows)
 
 
+def motion(result: Result) -> str:
+    """What following the camera saves at equal error, MACs and time, against the own dense run and against the frame's."""
+    cases = [case for case in result["cases"] if "gains" in case]
+    levels = sorted({gain["level"] for case in cases for key in ("gains", "gains_frame") for gain in case[key]})
+    rows = []
+    for case in cases:
+        name = f"{case['case']} ({case['model'].split('.')[0].split('_')[0]}, {case['size'][0]}x{case['size'][1]})"
+        for against, key in (("own", "gains"), ("frame", "gains_frame")):
+            for mode in dict.fromkeys(gain["motion"] for gain in case[key]):
+                cells = {g["level"]: f"{ratio(g['gain_macs'])} / {ratio(g['gain_time'])}" for g in case[key] if g["motion"] == mode}
+                rows.append([name, mode, against, *(cells.get(level, "-") for level in levels)])
+    return table(["clip", "motion", "dense run", *(f"{level:g} units" for level in levels)], rows)
+
+
+def motion_cost(result: Result) -> str:
+    """Milliseconds of the estimator beside a dense network."""
+    case = result["cases"][0]
+    return table(["480x640", "ms"], [[row["contestant"], milliseconds(row["seconds"]["median"])] for row in case["rows"]])
+
+
 def focus(result: Result) -> str:
     """Speed-up inside an area over the best dense peer of the same run; for exact answers also the share of the multiply-accumulates."""
     cases = [case for case in result["cases"] if case["rows"]]
@@ -219,6 +239,8 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "focus": ("focus", focus),
     "ops": ("ops", operators),
     "video": ("video", video),
+    "motion": ("motion", motion),
+    "motioncost": ("motion", motion_cost),
     "memory": ("memory", memory),
     "gates": ("gates", gates),
     "sweep": ("models", sweep),

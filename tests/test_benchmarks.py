@@ -204,6 +204,20 @@ def test_tables_of_the_sweep(tmp_path: Path) -> None:
     assert "| torchvision:second | - | - | - | - | - | timeout:  |" in text
 
 
+@pytest.mark.usefixtures("native")
+def test_motion_quick(tmp_path: Path, shared_data: Path) -> None:
+    pytest.importorskip("av", reason="decodes the clips")
+    cost, case = quick("bench_motion.py", tmp_path)["cases"]
+    assert {"translation", "affine"} <= set(check_rows(cost))
+    check_rows(case)
+    by_name = {row["contestant"]: row for row in case["rows"]}
+    assert by_name["not followed 0"]["error"] == by_name["translation 0"]["error"] == 0
+    assert by_name["not followed 0"]["error_frame"] == 0 < by_name["translation 0"]["error_frame"]
+    assert by_name["translation 0.1"]["macs_share"] < 0.7 * by_name["not followed 0.1"]["macs_share"]
+    assert any(gain["gain_macs"] > 1.5 for gain in case["gains"])
+    assert shared_data.is_dir()
+
+
 def test_video_without_data_says_so_and_writes_nothing(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     done = run("bench_video.py", "--quick", "--output", str(output), SIGHTLINE_DATA=str(tmp_path / "nowhere"))
@@ -300,6 +314,10 @@ def test_every_table_renders(monkeypatch: pytest.MonkeyPatch) -> None:
     clip = {**case("clip", **{"sightline dense": 0.02, "onnxruntime": 0.01, "threshold 0.1": 0.04}), "model": "m.onnx", "size": [8, 6]}
     clip["rows"][2] |= {"threshold": 0.1, "macs_share": 0.5, "relative_l2": 0.0123}
     assert "| clip (m, 8x6) | 0.1 | 50 % | 20.0 | 10.0 | 40.0 | 0.50 | 0.25 | 0.012 |" in tables.video(result("video", [clip]))
+    gain = {"motion": "translation", "level": 2, "macs_still": 0.9, "macs_following": 0.3, "gain_macs": 3, "gain_time": 2}
+    pan = {**clip, "case": "pan", "gains": [gain], "gains_frame": []}
+    assert "| pan (m, 8x6) | translation | own | 3.00 / 2.00 |" in tables.motion(result("motion", [pan]))
+    assert "| onnxruntime | 10.0 |" in tables.motion_cost(result("motion", [clip]))
     state = {"case": "net", "reported": 2**20, "gained": 2**21, "ratio": 0.5, "weights": 0}
     assert "| net | 1.0 | 2.0 | 0.500 | 0.0 |" in tables.memory(result("memory", [state]))
     assert tables.conditions(result("networks", [])).startswith("A CPU (avx2), 2 cores; torch 2.13.0, numpy 2.4.6; medians, CPU time")

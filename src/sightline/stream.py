@@ -6,10 +6,11 @@ belongs to the executors (`sightline.graph`).
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,14 @@ from sightline.area import AreaOfInterest
 from sightline.budget import Budget, Control
 from sightline.camera.cuts import CutDetector
 from sightline.camera.exposure import ExposureFilter
+from sightline.camera.moving import MODES, MovingCamera
 from sightline.camera.noise import NOT_FINITE, Noise, TemporalFilter, TemporalNoise, parse_noise
 from sightline.checks import Checks
 from sightline.errors import CaptureError, DeviceError, DTypeError, FrameError, ShapeError
 from sightline.explain import Explanation
+from sightline.follow import Layout, View, lay_out
 from sightline.graph import native
+from sightline.graph.capture import is_exported
 from sightline.graph.executor import Executor
 from sightline.graph.ir import Graph, Node
 from sightline.graph.lower import Lowered
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
 
     from sightline.graph.onnx_import import OnnxModel
 
+
 _Signature = tuple[tuple[int, ...], torch.dtype, torch.device]
 
 
@@ -54,6 +59,7 @@ def stream(
     norm: str = "rms",
     noise: Noise = None,
     aoi: AreaOfInterest | None = None,
+    motion: str | None = None,
     exposure: str | None = None,
     scene_cuts: bool = True,
     refresh: int | None = None,
@@ -88,6 +94,14 @@ def stream(
         aoi: compute only what changed and is needed for this area of every output; it may be edited or moved between frames. Inside the
             area the output is that of a stream without one, at every frame; outside it holds what was last computed there, or 0.
             Of the frame, only what the area needs is read. None: everywhere.
+        motion: how the camera moves. None: it stands still. "translation": each frame is laid, whole pixels, where its content lies in the
+            scene, on a canvas that is larger than the frame by one of the network's total strides (at least 32 pixels); held maps are
+            shifted when the frame would leave it. So a pan costs what comes into view and what changed, not everything. Around the frame
+            the network sees what was last seen there, or the border continued, instead of padding. Outputs that are maps are cut to
+            the frame at the nearest cell, and `Stream.camera` and `Stream.output_shift` say where they lie; other outputs refer to
+            the canvas, which is then no larger than the frame (up to half a stride of it may lie beyond). "affine": frames are also
+            turned, scaled and moved between pixels (bilinearly), and maps turned back; for cameras that rotate or zoom. Where the motion
+            cannot be told, as at a cut, the canvas starts again. One video per stream (n = 1); not with `aoi`.
         exposure: None, or "global": gain and offset between a frame and what is held are estimated (per channel, from pixels that stand
             still), and the frame is brought to the held exposure before anything looks at it, for lamps that flicker and cameras
             that adjust themselves. The output is then that for the frame at the exposure of the first frame; a change by more than a
@@ -124,7 +138,9 @@ def stream(
         BackendError: backend="native" cannot run this model here.
 
     Exact when: every threshold is 0, noise is None or "block", there is no `exposure` and no gate is held; the native executor is then
-        bit-equal to its own dense run.
+        bit-equal to its own dense run. With `motion`, to its dense run on the same canvas: that is another picture than the frame alone,
+        and lies differently on the grids of layers with strides, so `model(frame)` differs, by several times what invisible noise does
+        to it (benchmarks/bench_motion.py).
     Cost: of each layer, the share of its sites that can have changed; one copy of every held map as state.
     Source: hold-and-recompute, docs/design.md; compare CBinfer (arXiv 1704.04313) and DeltaCNN (arXiv 2203.03996).
 
@@ -148,6 +164,7 @@ def stream(
         norm=norm,
         noise=noise,
         aoi=aoi,
+        motion=motion,
         exposure=exposure,
         scene_cuts=scene_cuts,
         refresh=refresh,
@@ -179,6 +196,7 @@ class Stream:
         norm: str = "rms",
         noise: Noise = None,
         aoi: AreaOfInterest | None = None,
+        motion: str | None = None,
         exposure: str | None = None,
         scene_cuts: bool = True,
         refresh: int | None = None,
@@ -201,6 +219,9 @@ class Stream:
         _one_of("backend", backend, ("auto", "native", "torch"))
         if aoi is not None and not isinstance(aoi, AreaOfInterest):
             raise DTypeError(f"`aoi` must be a sightline.AreaOfInterest or None; got {type(aoi).__name__}. Wrap a mask in one.")
+        _one_of("motion", motion, (None, *MODES))
+        if motion is not None and aoi is not None:
+            raise ValueError("`aoi` and `motion` cannot be combined: an area is one of the frame, which moves. Leave one of them out.")
         if dtype is not None and not dtype.is_floating_point:
             raise DTypeError(f"`dtype` must be a floating-point type or None; got {dtype}.")
         self._model = model
@@ -212,6 +233,9 @@ class Stream:
         self._global_ops = global_ops
         self._unset_gates: dict[str, float] = {}  # absolute thresholds of held gates whose unit is not known yet -> what they show
         self._aoi = aoi
+        self._motion = motion
+        self._layout: Layout | None = None  # of the plan on a canvas, with `motion`
+        self._camera: MovingCamera | None = None
         self._exposure = ExposureFilter() if exposure else None
         self._cuts = CutDetector() if scene_cuts else None
         self._refresh = refresh
@@ -281,6 +305,8 @@ class Stream:
                 self._apply_area(self._aoi, executor, frame)
             self._apply_thresholds()
             first = executor.fresh
+            if self._camera is not None:
+                frame = self._on_canvas(self._camera, executor, frame)
             self._run(executor, frame)
             outputs = self._outputs()
             seconds = self._clock() - start
@@ -311,6 +337,8 @@ class Stream:
             self._restarted = cut or exposed is None
             self._refreshed = not self._restarted
             self._start_over(keep_units=self._refreshed)
+            if self._restarted and self._camera is not None:
+                self._camera.cut()
             if self._exposure is not None:
                 self._exposure.reset()
                 exposed = self._exposure(frame)
@@ -368,11 +396,30 @@ class Stream:
         limit = self._input_limit / (frame.shape[1] ** 0.5 if self._norm == "l2" else 1.0)
         return self._filter(frame, limit / 2).to(frame.dtype)
 
+    def _on_canvas(self, camera: MovingCamera, executor: Executor, frame: torch.Tensor) -> torch.Tensor:
+        """Lays a frame on the canvas and shifts what is held with it."""
+        # one pass; only finite numbers of a sum that overflows are looked at again
+        if not math.isfinite(float(frame.sum())) and not bool(torch.isfinite(frame).all()):
+            if executor.fresh and not self._since:
+                self._signature = None
+            raise FrameError(NOT_FINITE)
+        shift = camera(frame)
+        if any(shift) and not executor.fresh:
+            executor.shift(*shift)
+            if self._filter is not None:
+                self._filter.shift(*shift)
+        assert camera.canvas.pixels is not None
+        return camera.canvas.pixels
+
     def _outputs(self) -> Any:
         assert self._plan is not None
         assert self._executor is not None
         graph = self._plan.graph
-        values = [self._output(self._executor, node) for node in graph.outputs]
+        if self._camera is not None and self._layout is not None:
+            view = View(self._layout, self._camera)
+            values = [view.of(index, self._executor.value(node)) for index, node in enumerate(graph.outputs)]
+        else:
+            values = [self._output(self._executor, node) for node in graph.outputs]
         if self._dtype is None and graph.input.dtype == torch.float16:  # natively that is computed in float32
             values = [v.to(n.dtype) if isinstance(v, torch.Tensor) and n.dtype else v for v, n in zip(values, graph.outputs, strict=True)]
         return values[0] if graph.output_tree is None else pytree.tree_unflatten(values, graph.output_tree)
@@ -493,11 +540,15 @@ class Stream:
         if self._signature_of_plan != signature:
             try:
                 plan = make_plan(graph_of(self._model, frame))
+                if self._motion is not None:
+                    self._layout = lay_out(plan, self._resized(), frame)
+                    plan = self._layout.plan
             except CaptureError as error:
                 if not isinstance(self._model, nn.Module) or self._backend == "native":
                     raise
-                if self._aoi is not None or self._checks is not None:
-                    which = "budget" if self._aoi is None else "aoi"
+                needs_all = {"aoi": self._aoi, "motion": self._motion, "budget": self._checks}
+                which = next((name for name, value in needs_all.items() if value is not None), None)
+                if which is not None:
                     raise CaptureError(f"{error} With `{which}`, a model must be captured whole.") from error
                 self._partial = PartialModel(self._model, frame, self._part, error)
                 self._signature = self._signature_of_plan = signature
@@ -514,8 +565,15 @@ class Stream:
             self._executor = native.NativeExecutor(self._lowered, self._norm, self._votes)
         else:
             self._executor = TorchExecutor(self._plan, self._norm, self._votes, self._dtype)
+        self._camera = self._layout.camera(self._motion) if self._layout is not None and self._motion is not None else None
         self._signature = signature
         self._seen_version = -1
+
+    def _resized(self) -> Callable[[torch.Tensor], Plan] | None:
+        """Captures the model for another example; None where it is fixed to one size."""
+        if isinstance(self._model, Graph) or is_exported(self._model):
+            return None
+        return lambda example: make_plan(graph_of(self._model, example))
 
     _signature_of_plan: _Signature | None = None
 
@@ -666,7 +724,7 @@ class Stream:
             self._sites = []
             self._std.clear()
             self._seen_version = -1
-            self._executor = None
+            self._executor = self._camera = None
             if self._partial is not None:
                 self._partial.reset()
             for part in (self._filter, self._exposure, self._cuts):
@@ -684,6 +742,7 @@ class Stream:
                 norm=self._norm,
                 noise=self._noise,
                 aoi=self._aoi,
+                motion=self._motion,
                 exposure="global" if self._exposure is not None else None,
                 scene_cuts=self._cuts is not None,
                 refresh=self._refresh,
@@ -701,12 +760,30 @@ class Stream:
             if self._partial is not None:
                 return twin  # its parts are captured again
             twin._plan, twin._lowered, twin._signature_of_plan = self._plan, self._lowered, self._signature_of_plan
+            twin._layout = self._layout
             if self.thresholds.fixed:
                 twin.thresholds._fix()
             return twin
 
+    @property
+    def camera(self) -> MovingCamera | None:
+        """Where the camera looks, with ``motion=``; None without, and before the first frame."""
+        return self._camera
+
+    @property
+    def output_shift(self) -> tuple[float, float]:
+        """(y, x) pixels to be added to coordinates that were read off the last outputs, to get coordinates in the frame.
+
+        (0, 0) without ``motion=``. With "translation", maps are cut out at the nearest cell, and other outputs refer to the canvas. With
+        "affine", maps are turned back to the frame; for other outputs ``stream.camera.to_frame`` is the exact answer.
+        """
+        with self._lock:
+            if self._camera is None or self._layout is None or self._camera.canvas.pixels is None:
+                return 0.0, 0.0
+            return View(self._layout, self._camera).shift
+
     def last_sites(self, name: str = "input") -> torch.Tensor:
-        """Bool (n, h, w): which positions of a call site were computed in the last frame.
+        """Bool (n, h, w): which positions of a call site were computed in the last frame; with ``motion=``, those in the frame.
 
         Raises:
             KeyError: there is no such call site, or it only renames memory.
@@ -723,7 +800,9 @@ class Stream:
                 raise ValueError("no frame has been run yet; call the stream first.")
             for step in self._plan.steps:
                 if step.name == name and name in self.stats.last.density:
-                    return self._executor.sites_mask(step)
+                    mask = self._executor.sites_mask(step)
+                    follows = self._camera is not None and self._layout is not None and mask.shape[1] * mask.shape[2] > 1
+                    return View(self._layout, self._camera).mask(mask) if follows else mask  # type: ignore[arg-type]
         raise KeyError(f"there is no call site '{name}' that computes anything; `explain()` lists them.")
 
     def explain(self) -> Explanation:

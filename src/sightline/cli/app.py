@@ -114,6 +114,7 @@ def stream_command(
     noise: Annotated[
         str | None, typer.Option(help="Input filter: vote (of 5x5 pixels), block (8x8) or temporal (mean of what stands still).")
     ] = None,
+    motion: Annotated[str | None, typer.Option(help="Follow a moving camera: translation, or affine (turns, zooms).")] = None,
     exposure: Annotated[str | None, typer.Option(help="global: undo flicker and automatic exposure of the camera.")] = None,
     scene_cuts: Annotated[bool, typer.Option(help="Start anew where the video shows something else at once.")] = True,
     refresh: Annotated[
@@ -152,7 +153,7 @@ def stream_command(
     from sightline.cli import stream
 
     options = stream.StreamOptions(
-        model=model, threshold=threshold, threshold_unit=threshold_unit, input_threshold=input_threshold, noise=noise,
+        model=model, threshold=threshold, threshold_unit=threshold_unit, input_threshold=input_threshold, noise=noise, motion=motion,
         exposure=exposure, scene_cuts=scene_cuts, refresh=refresh, norm=norm, size=size, mean=mean, std=std, scale=scale, bgr=bgr,
         compare=compare, task=task, view=view, backend=backend, dtype=dtype,
         global_ops=global_ops, budget=budget, check=check, aoi=aoi or (),

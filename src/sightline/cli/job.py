@@ -32,7 +32,7 @@ from sightline.models import LoadedModel, load_model
 from sightline.report.data import CheckRecord, FrameRecord, MeasureRecord, RunReport, SampleRecord
 from sightline.report.html import render
 from sightline.report.page import Thumbnail
-from sightline.tasks import NoTask, Task, choose_task, output_tensors
+from sightline.tasks import NoTask, Task, choose_task, moved, output_tensors
 from sightline.tasks.drawing import beside, heat_overlay
 from sightline.thresholds import Thresholds
 
@@ -219,6 +219,7 @@ class _Run:
         self.every = max(1, (source.count or 30 * job.samples) // job.samples)
         self.task: Task = NoTask()
         self.heat = HeatMap(self.stream)
+        self._restarts = 0
         self.draws = writer is not None or job.report is not None
         self._album = _Album()
         self.report = RunReport(
@@ -254,7 +255,11 @@ class _Run:
         last = self.stream.stats.last
         share = last.macs_done / last.macs_dense if last.macs_dense else 0.0
         record = FrameRecord(frame.index, float(last.seconds), float(last.density.get("input", 1.0)), float(share))
-        finding = self.task.read(outputs, self.size)
+        finding = self._found(outputs)
+        camera = getattr(self.stream, "camera", None)
+        if camera is not None:
+            record.camera, record.restart = camera.position, camera.restarts > self._restarts
+            self._restarts = camera.restarts
         record.note = self.task.caption(finding)
         number = len(self.report.frames)
         self.report.frames.append(record)
@@ -266,6 +271,11 @@ class _Run:
                 self.report.checks.append(self._check(self.dense, tensor, outputs, record.index))
         if self.draws:
             self._draw(frame, finding, record)
+
+    def _found(self, outputs: Sequence[torch.Tensor]) -> Any:
+        """The task's finding, in the frame, wherever the frame lies under a moving camera."""
+        dy, dx = getattr(self.stream, "output_shift", (0.0, 0.0))
+        return moved(self.task.read(outputs, self.size), (dy / self.size[1], dx / self.size[0]))
 
     def finish(self, wall_seconds: float) -> None:
         """Fill in what is known only at the end."""

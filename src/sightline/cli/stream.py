@@ -17,6 +17,7 @@ from sightline.tasks import TASKS
 
 _CHOICES = {
     "threshold_unit": ("std", "absolute"),
+    "motion": (None, "translation", "affine"),
     "norm": ("rms", "max", "l2"),
     "global_ops": ("exact", "hold"),
     "exposure": (None, "global"),
@@ -38,6 +39,7 @@ class StreamOptions:
     threshold_unit: str = "std"
     input_threshold: str | None = None
     noise: str | None = None
+    motion: str | None = None
     global_ops: str = "exact"
     exposure: str | None = None
     scene_cuts: bool = True
@@ -92,6 +94,7 @@ def make_job(options: StreamOptions, video: str) -> Job:
             "scene_cuts": options.scene_cuts,
             "refresh": parse_refresh(options.refresh),
             "norm": options.norm,
+            **({} if options.motion is None else {"motion": options.motion}),
             "global_ops": options.global_ops,
             "backend": options.backend,
             **({} if options.dtype is None else {"dtype": options.dtype}),

@@ -10,6 +10,7 @@ import torch
 from sightline.graph import rules
 from sightline.graph.ir import Node
 from sightline.graph.plan import Plan, Step
+from sightline.graph.shift import Shifts, shifts_of
 
 
 class Executor(ABC):
@@ -27,6 +28,26 @@ class Executor(ABC):
     @abstractmethod
     def run(self, frame: torch.Tensor) -> None:
         """Takes the next frame (n, c, h, w). A frame with NaN or Inf raises FrameError and leaves everything as it was."""
+
+    @abstractmethod
+    def shift(self, dy: int, dx: int) -> None:
+        """Moves what is held, before the next frame: what lay at pixel (y + dy, x + dx) of the frame lies at (y, x) afterwards.
+
+        The next run computes what changed against the moved frame, and whatever does not read at its new place what it read at its old
+        one (see `sightline.graph.shift`). So its results are what they would be had every frame so far lain there.
+
+        Args:
+            dy: pixels down; a multiple of ``shifts.stride[0]``.
+            dx: pixels to the right; a multiple of ``shifts.stride[1]``.
+
+        Raises:
+            ValueError: they are not, or an area is set (`set_needed`).
+        """
+
+    @property
+    def shifts(self) -> Shifts:
+        """What shifts do to the maps of the plan."""
+        return shifts_of(self.plan)
 
     @abstractmethod
     def reset(self) -> None:

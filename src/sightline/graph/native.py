@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 
+import numpy as np
 import torch
 
 from sightline import kernels
@@ -14,6 +15,7 @@ from sightline.graph.ir import Node
 from sightline.graph.lower import NOT_HELD, Lowered, Segment, lower
 from sightline.graph.outputs import Outputs
 from sightline.graph.plan import Plan, Step
+from sightline.graph.shift import Move
 
 _NORMS = {"rms": 0, "max": 1, "l2": 2}
 _FILTERS = {None: 0, "vote": 1, "block": 2}
@@ -191,6 +193,38 @@ class NativeExecutor(Executor):
         if node in self._views:
             return self._views[node]
         return self._opaque[node]  # type: ignore[return-value]
+
+    # -- shifting ------------------------------------------------------------------------------------------------
+
+    def shift(self, dy: int, dx: int) -> None:
+        moves = self.shifts.moves(dy, dx)
+        if self.fresh:
+            return
+        self._state.shift(self._map_shifts(moves), *moves[self.plan.steps[0]].by)
+        for step, move in moves.items():
+            if step.head.op in {"input", "constant"}:  # compared whole; never changes
+                continue
+            native_id = self._lowered.step_ids.get(step)
+            marked = [] if native_id is None else [native_id]
+            if step.head.op == "cat" and step.head.attrs["dim"] == 1 and step not in self._lowered.reasons:
+                marked = self._lowered.copies.get(step, [])  # it computes nothing itself: its parts are marked
+            rows, cols = (np.ascontiguousarray(marks, dtype=np.uint8) for marks in (move.rows, move.cols))
+            for i in marked:
+                self._state.expire(i, *move.by, rows.ctypes.data, cols.ctypes.data)
+            if native_id is None and step in self._lowered.reasons and move.stale:
+                self._opaque_stale.add(step)
+
+    def _map_shifts(self, moves: dict[Step, Move]) -> list[tuple[int, ...]]:
+        """(storage, n, h, w, ld, dy, dx) of every storage that moves; values that share one move alike."""
+        table: dict[int, tuple[int, ...]] = {}
+        for step, move in moves.items():
+            tensor = self._lowered.tensors.get(step.output)
+            if tensor is None or step.head.op == "constant" or not any(move.by):
+                continue
+            storage, _, (n, h, w, _), ld = self._lowered.views[tensor]
+            if storage != NOT_HELD:
+                table[storage] = (storage, n, h, w, ld, *move.by)
+        return list(table.values())
 
     # -- what Executor asks for ------------------------------------------------------------------------------------
 

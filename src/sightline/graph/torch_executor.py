@@ -261,6 +261,29 @@ class TorchExecutor(Executor):
             self._kernels[head] = weight.permute(order).flatten(1)
         return self._kernels[head]
 
+    # -- shifting --------------------------------------------------------------------------------------------------------
+
+    def shift(self, dy: int, dx: int) -> None:
+        if self._needed:
+            raise ValueError("maps cannot be shifted under an area; take it away with set_needed first.")
+        moves = self.shifts.moves(dy, dx)
+        if self.fresh:
+            return
+        for step, move in moves.items():
+            if step.head.op == "constant":
+                continue
+            held = self._held.get(step.output)
+            if isinstance(held, torch.Tensor) and held.dim() == 4 and any(move.by):
+                self._held[step.output] = _moved(held, move.by)
+            stale = self._stale.pop(step, None)
+            if stale is not None:
+                stale = _moved(stale, move.by)
+            if move.stale and step.head.op != "input":
+                mask = move.mask().to(self._device).expand(self.grid(step))
+                stale = mask.clone() if stale is None else stale | mask
+            if stale is not None:
+                self._stale[step] = stale
+
     # -- what Executor asks for ------------------------------------------------------------------------------------------
 
     def _read(self, node: Node) -> torch.Tensor:
@@ -337,3 +360,13 @@ class TorchExecutor(Executor):
             k.nbytes for k in self._kernels.values()
         )
         return table
+
+
+def _moved(value: torch.Tensor, by: tuple[int, int]) -> torch.Tensor:
+    """A copy in which cell (y, x) of the last two axes holds what (y + by[0], x + by[1]) held; cells that nothing moves to keep theirs."""
+    result = value.clone()
+    h, w = value.shape[-2:]
+    (y0, y1), (x0, x1) = ((max(0, -d), min(size, size - d)) for size, d in zip((h, w), by, strict=True))
+    if y1 > y0 and x1 > x0:
+        result[..., y0:y1, x0:x1] = value[..., y0 + by[0] : y1 + by[0], x0 + by[1] : x1 + by[1]]
+    return result

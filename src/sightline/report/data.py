@@ -25,6 +25,9 @@ class FrameRecord:
         input_density: share of the input positions that counted as changed, 0 to 1.
         mac_share: multiply-accumulates done, as a share of the dense network's, 0 to 1.
         note: what was found in it, in a few words.
+        camera: (y, x), how far the middle of the view has moved since the first frame or the last restart, in pixels of the network's
+            input; None for a camera that stands still.
+        restart: the frame could not be related to the one before.
         factor: on all thresholds, with a budget; else None.
     """
 
@@ -33,6 +36,8 @@ class FrameRecord:
     input_density: float
     mac_share: float
     note: str = ""
+    camera: tuple[float, float] | None = None
+    restart: bool = False
     factor: float | None = None
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from sightline.report.camera_path import path_chart, path_length
 from sightline.report.data import CheckRecord, RunReport
 from sightline.report.page import Thumbnail, engineering, markup, render_page
 
@@ -55,7 +56,20 @@ def render(report: RunReport, thumbnails: Sequence[Thumbnail] = ()) -> str:
     facts = [("Settings", report.settings), ("Source", report.source), ("Network", report.model), ("Versions and machine", report.versions)]
     charts = [(title, markup(svg), legend, across) for title, svg, legend, across in _charts(report)]
     layers = [layer_row(row, most) for row in report.layers]
-    return render_page("template.html.j2", report, thumbnails, facts, charts=charts, layers=layers)
+    camera = markup(path_chart(report.frames, _view(report))) if any(frame.camera for frame in report.frames) else None
+    words = _camera_words(report)
+    return render_page("template.html.j2", report, thumbnails, facts, charts=charts, layers=layers, camera=camera, camera_words=words)
+
+
+def _view(report: RunReport) -> tuple[float, float]:
+    return float(report.model["input_width"]), float(report.model["input_height"])
+
+
+def _camera_words(report: RunReport) -> str:
+    """A sentence on the camera's path."""
+    restarts = sum(frame.restart for frame in report.frames)
+    lost = f"; it was lost at {restarts} frame{'s' * (restarts != 1)} (dots), where the picture began anew" if restarts else ""
+    return f"The middle of the view moved {path_length(report.frames):.0f} pixels of the network's input in all{lost}."
 
 
 def _charts(report: RunReport) -> list[tuple[str, str, list[tuple[str, str]], str]]:

@@ -93,6 +93,14 @@ class NoTask:
         return []
 
 
+def moved(finding: Any, by: tuple[float, float]) -> Any:
+    """A finding with its places moved by (y, x), as fractions of the frame; those without places as they are.
+
+    For the outputs of a stream that follows a moving camera: see `sightline.stream.Stream.output_shift`.
+    """
+    return finding.moved(by) if any(by) and hasattr(finding, "moved") else finding
+
+
 def output_tensors(output: Any) -> list[torch.Tensor]:
     """All tensors in what a model returned (a tensor, or nested tuples, lists and dicts), in order."""
     from torch.utils._pytree import tree_leaves

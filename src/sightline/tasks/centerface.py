@@ -51,6 +51,11 @@ class Faces:
         strong = self.scores > score
         return Faces(self.boxes[strong], self.scores[strong], self.landmarks[strong])
 
+    def moved(self, by: tuple[float, float]) -> Faces:
+        """The same faces elsewhere: by (y, x), fractions of the frame; boxes are clipped to it."""
+        step = np.array(by, dtype=np.float64)
+        return Faces(np.clip(self.boxes + np.tile(step, 2), 0.0, 1.0), self.scores, self.landmarks + step)
+
     def box_list(self) -> list[Box]:
         """The boxes as plain tuples."""
         return [(float(box[0]), float(box[1]), float(box[2]), float(box[3])) for box in self.boxes]

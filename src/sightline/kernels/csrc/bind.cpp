@@ -1,11 +1,13 @@
 // The Python module: thin wrappers, addresses as integers. Validation of tensors happens once, on the Python side
 // (sightline/graph/native.py); validation of geometry happens in Program.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <array>
 #include <cstdlib>
 #include <string>
 #include <thread>
@@ -214,6 +216,15 @@ NB_MODULE(_native, m) {
       .def("set_needed", [](State& s, int step, uintptr_t mask) { s.set_needed(step, pointer<uint8_t>(mask)); })
       .def("zero_sites", [](State& s, int step, uintptr_t mask) { s.zero_sites(step, pointer<uint8_t>(mask)); })
       .def("blank_frame", &State::blank_frame)
+      .def("shift", [](State& s, const std::vector<std::array<int, 7>>& maps, int dy, int dx) {
+        std::vector<MapShift> moves;
+        for (const auto& m : maps) moves.push_back({m[0], m[1], m[2], m[3], m[4], m[5], m[6]});
+        nb::gil_scoped_release release;
+        s.shift(moves, dy, dx);
+      })
+      .def("expire", [](State& s, int step, int dy, int dx, uintptr_t rows, uintptr_t cols) {
+        s.expire(step, dy, dx, pointer<uint8_t>(rows), pointer<uint8_t>(cols));
+      })
       .def("set_norm", [](State& s, int norm) { s.norm = norm; })
       .def("set_filter", [](State& s, int filter) { s.filter = (Filter)filter; })
       .def("site_counts", [](const State& s) {

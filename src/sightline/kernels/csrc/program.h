@@ -174,6 +174,9 @@ struct Mask {
 // Strides in its own elements; columns are contiguous. Its elements are those of the maps, or float32 to be rounded (`wide`).
 struct Frame { const Raw* data; int64_t image, plane, row; bool wide; };
 
+// A map in a storage, and by how many cells it moves: the new cell (y, x) takes what (y + dy, x + dx) held.
+struct MapShift { int storage, n, h, w, ld, dy, dx; };
+
 enum class Filter : int { kNone = 0, kVote = 1, kBlock = 2 };
 
 class State {
@@ -201,6 +204,10 @@ class State {
   void blank_frame(float value);                   // the held frame, everywhere
   // A lower threshold holds for sites that were left alone under the old one too: the step is computed whole in the next frame.
   void set_threshold(int step, float value);
+  // Moves held maps, and the held frame by (dy, dx). Cells that nothing moves to keep what they hold.
+  void shift(const std::vector<MapShift>& maps, int dy, int dx);
+  // After a shift: what was stale moves too, and in the next frame the step is also computed in the marked rows and columns of its map.
+  void expire(int step, int dy, int dx, const uint8_t* rows, const uint8_t* cols);
   int64_t bytes() const;
 
   std::shared_ptr<const Program> program;
