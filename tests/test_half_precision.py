@@ -93,8 +93,9 @@ def test_streaming_a_float16_model(backend: str, opaque: bool) -> None:
 
 @native_only
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_every_layer(case: Case) -> None:
+@pytest.mark.parametrize("case", CASES[::4], ids=lambda case: case.name)
+def test_layers(case: Case) -> None:
+    """A quarter of the table: what runs is what runs in float32, and the whole table runs in that."""
     model = case.model().to(F16)
     frames = video(case.shape, 3, 1, F16)
     try:
