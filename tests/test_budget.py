@@ -246,12 +246,11 @@ def test_more_noise_is_answered_at_the_next_check() -> None:
 def test_another_scene_is_answered() -> None:
     """Morning comes: changes that were small against the thresholds of the night are not any more."""
     model = network()
-    settings: dict[str, Any] = {"scene_cuts": False}  # a restart would measure the units anew, which answers most of it
-    stream = sl.stream(model, 0.1, budget=sl.Budget(error=0.02, metric="relative", every=10), **settings)
+    stream = sl.stream(model, 0.1, budget=sl.Budget(error=0.02, metric="relative", every=10), scene_cuts=False)
     for frame in frames(80):
         stream(frame * 0.15)
     night = stats_of(stream).factor
-    fixed = sl.stream(model, {name: value * night for name, value in stream.thresholds.items()}, example=frame, **settings)
+    fixed = sl.stream(model, {name: value * night for name, value in stream.thresholds.items()}, example=frame, scene_cuts=False)
     fixed(next(iter(frames(1))) * 0.15)
     errors: list[float] = []
     alone: list[float] = []

@@ -271,6 +271,20 @@ def test_what_moves_does_not_count() -> None:
     assert (got - frames[1])[..., 24:].abs().max() < 1
 
 
+def test_clipped_pixels_stay_what_they_were() -> None:
+    """A white wall is as white at every exposure: what a clipped pixel hides is looked up in the frame before."""
+    picture = scene(3, 1)[0]
+    picture[..., 20:44, 30:60] = 252.0  # clipped in brighter frames
+    picture[..., 20:44, :20] = 300.0  # always clipped
+    exposure = ExposureFilter()
+    for index, gain in enumerate((1.0, 1.1, 0.9, 1.1, 1.0)):
+        got = exposure((picture * gain).clamp(max=255))
+        assert got is not None
+        exposure.keep()
+        off = (got - picture.clamp(max=255)).abs()
+        assert off.max() < 1, f"frame {index}"
+
+
 def test_a_lasting_change_and_a_large_one_restart() -> None:
     frames = scene(3, 20)
     stream = sl.stream(captured(), 0.05, exposure="global", scene_cuts=False)

@@ -15,6 +15,7 @@ _ROUNDS = 3  # of leaving out what does not fit
 _OUTLIER = 3.0  # times the median residual
 _LARGEST = 2.0  # gain, up or down, that is compensated
 _WINDOW = 64  # frames over which a change must last to be taken over
+_CLIPPED = 0.02  # share of values at the largest one
 _FLAT = 1e-6
 
 
@@ -31,6 +32,8 @@ class ExposureFilter:
         self._held: torch.Tensor | None = None  # (n, c, k): samples, at the held exposure
         self._next: torch.Tensor | None = None
         self._out: torch.Tensor | None = None
+        self._last: torch.Tensor | None = None  # the frame before, if pixels were clipped
+        self._clipped = False
         self._shift: float = 0.0
         self._shifts: deque[float] = deque(maxlen=_WINDOW)
 
@@ -49,10 +52,12 @@ class ExposureFilter:
         self._shift = 0.0
         if self._held is None or not bool(torch.isfinite(sample).all()):
             self._next = sample
+            self._remember(frame, sample)
             return frame
         held = self._held
         if torch.equal(held, sample):
             self._next = held
+            self._remember(frame, sample)
             return frame
         gain, offset, residual = _fit(held, sample)
         effect = (gain * sample + offset - sample).abs().mean((1, 2))
@@ -63,30 +68,52 @@ class ExposureFilter:
         self._shift = float(shifts[shifts.abs().argmax()])
         if bool((gain > _LARGEST).any()) or bool((gain < 1 / _LARGEST).any()) or self._lasts():
             return None
-        corrected = gain * sample + offset
-        moved = (corrected - held).abs() > _OUTLIER * torch.clamp(residual, min=limit / 2)[:, None, None]
-        self._next = torch.where(moved, corrected, held)
+        near = _OUTLIER * torch.clamp(residual, min=limit / 2)[:, None, None]
         if not bool((gain != 1).any()) and not bool((offset != 0).any()):
+            self._remember(frame, sample)
+            self._next = torch.where((sample - held).abs() > near, sample, held)
             return frame
         if self._out is None or self._out.shape != frame.shape:
             self._out = torch.empty_like(frame, memory_format=torch.contiguous_format)
-        return torch.addcmul(offset.to(frame.dtype)[..., None], frame, gain.to(frame.dtype)[..., None], out=self._out)
+        torch.addcmul(offset.to(frame.dtype)[..., None], frame, gain.to(frame.dtype)[..., None], out=self._out)
+        white, held_white = _white(sample), _white(held)
+        if held_white is not None:  # what is held knows nothing above
+            self._out.clamp_(max=held_white.to(frame.dtype))
+        if white is not None and self._last is not None:  # a clipped pixel is at least as bright as it says
+            lit = frame >= white.to(frame.dtype)
+            torch.where(lit, torch.maximum(self._out, self._last), self._out, out=self._out)
+        self._clipped = white is not None or held_white is not None
+        shown = _sample(self._out)
+        self._next = torch.where((shown - held).abs() > near, shown, held)
+        return self._out
+
+    def _remember(self, frame: torch.Tensor, sample: torch.Tensor) -> None:
+        """Keeps a frame that passes as it is, if later ones may have to look up what their clipped pixels were."""
+        self._clipped = _white(sample) is not None
+        if self._clipped:
+            if self._out is None or self._out.shape != frame.shape:
+                self._out = torch.empty_like(frame, memory_format=torch.contiguous_format)
+            self._out.copy_(frame)
 
     def keep(self) -> None:
         """The frame that was corrected has become part of the video."""
         if self._next is not None:
             self._shifts.append(self._shift)
             self._held, self._next = self._next, None
+            if self._clipped:
+                self._last, self._out = self._out, self._last
+            else:
+                self._last = None
 
     def reset(self) -> None:
         """Forgets all frames."""
-        self._held = self._next = None
+        self._held = self._next = self._last = None
         self._shifts.clear()
 
     @property
     def nbytes(self) -> int:
         """Bytes of state."""
-        return sum(value.nbytes for value in (self._held, self._out) if value is not None)
+        return sum(value.nbytes for value in (self._held, self._out, self._last) if value is not None)
 
     def _lasts(self) -> bool:
         """Whether the exposure has been elsewhere for a long time, and has not just gone to and fro."""
@@ -126,6 +153,14 @@ def _fit(held: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.
         offset = torch.where(usable, y - slope * x, offset)
     residual = (gain * sample + offset - held).abs().flatten(1).median(1).values
     return gain, offset, residual
+
+
+def _white(sample: torch.Tensor) -> torch.Tensor | None:
+    """The largest value per channel (n, c, 1, 1), if so many pixels have it that brighter ones must have been clipped."""
+    largest = sample.amax(2, keepdim=True)
+    if float((sample == largest).float().mean()) < _CLIPPED:
+        return None
+    return largest[..., None]
 
 
 def _sample(frame: torch.Tensor) -> torch.Tensor:
