@@ -150,7 +150,7 @@ def test_thresholds_and_values_that_only_float32_holds() -> None:
         assert torch.isinf(model(frame)).all()
     if NATIVE:
         torch.testing.assert_close(sl.stream(model)(frame), torch.full_like(frame, 100.0), rtol=2e-3, atol=0.0)
-    stream = sl.stream(model, 0.5, threshold_unit="absolute")
+    stream = sl.stream(model, 0.5, threshold_unit="absolute", scene_cuts=False)
     stream(frame)
     stream(frame + 0.25)
     assert stream.stats.last.macs_done == 0
