@@ -88,9 +88,9 @@ class Stats:
         self._frames = 0
         self._last_seconds = 0.0
         self._seconds = 0.0
+        self.budget: BudgetStats | None = None
         self._last_starts = (0, 0)
         self._starts = (0, 0)
-        self.budget: BudgetStats | None = None
 
     def add(
         self,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -123,8 +123,8 @@ def stream(
         CaptureError: the model cannot be captured.
         BackendError: backend="native" cannot run this model here.
 
-    Exact when: every threshold is 0, noise is None or "block", exposure is None and no gate is held; the native executor is then bit-equal
-        to its own dense run.
+    Exact when: every threshold is 0, noise is None or "block", there is no `exposure` and no gate is held; the native executor is then
+        bit-equal to its own dense run.
     Cost: of each layer, the share of its sites that can have changed; one copy of every held map as state.
     Source: hold-and-recompute, docs/design.md; compare CBinfer (arXiv 1704.04313) and DeltaCNN (arXiv 2203.03996).
 
@@ -279,7 +279,7 @@ class Stream:
                 self._apply_area(self._aoi, executor, frame)
             self._apply_thresholds()
             first = executor.fresh
-            self._run(executor, self._filtered(frame))
+            self._run(executor, frame)
             outputs = self._outputs()
             seconds = self._clock() - start
             self._taken()
@@ -345,9 +345,10 @@ class Stream:
         with self._lock:
             self._due = True
 
-    def _run(self, executor: Executor, frame: torch.Tensor) -> None:
+    def _run(self, executor: Executor, frame: torch.Tensor, *, raw: bool = False) -> None:
+        """Brings the executor up to date; `raw`: with the frame itself, not with what a noise filter makes of it."""
         try:
-            executor.run(frame)
+            executor.run(frame if raw else self._filtered(frame))
         except FrameError:
             if executor.fresh and not self._since:
                 self._signature = None  # a bad first frame does not fix the size either
@@ -363,12 +364,7 @@ class Stream:
         if self._filter is None:
             return frame
         limit = self._input_limit / (frame.shape[1] ** 0.5 if self._norm == "l2" else 1.0)
-        try:
-            return self._filter(frame, limit / 2).to(frame.dtype)
-        except FrameError:
-            if not self._since and self._partial is None:
-                self._signature = None  # a bad first frame does not fix the size either
-            raise
+        return self._filter(frame, limit / 2).to(frame.dtype)
 
     def _outputs(self) -> Any:
         assert self._plan is not None
@@ -417,7 +413,9 @@ class Stream:
             self._sites = [Site(step.name, self._executor.positions(step), step.macs, step.gate) for step in counted]
             self._gates = [step for step in counted if step.gate]
         moved = [self._executor.moved(step) for step in self._gates]
-        counts = self._executor.site_counts()
+        self._add_stats(self._executor.site_counts(), seconds, moved)
+
+    def _add_stats(self, counts: list[int], seconds: float, moved: Sequence[bool]) -> None:
         self.stats.add(self._sites, counts, seconds, moved, restarted=self._restarted, refreshed=self._refreshed)
 
     # -- budget -----------------------------------------------------------------------------------------------------------
@@ -453,7 +451,7 @@ class Stream:
         for step in executor.plan.steps:
             executor.set_threshold(step, 0.0)  # whatever they are set to next is then no reduction, which would cost a whole frame
         self._seen_version = -1
-        self._run(executor, frame)
+        self._run(executor, frame, raw=True)
         outputs = self._outputs()
         self.stats.add_to_last(executor.site_counts(), self._clock() - start)
         return outputs
@@ -533,9 +531,9 @@ class Stream:
             0.0 if isinstance(self._default, Mapping) else self._default,  # a mapping is applied by full name, below
             threshold_unit=self.thresholds.unit,
             norm=self._norm,
+            global_ops=self._global_ops,
             scene_cuts=False,  # cuts, exposure and refreshes are those of the frame
             noise=None if self._filter is not None else self._noise,  # that one takes frames, not maps
-            global_ops=self._global_ops,
             backend=self._backend,
             dtype=self._dtype,
         )
@@ -552,17 +550,16 @@ class Stream:
                     if value is not None and value != part.thresholds[name]:
                         part.thresholds[name] = value
             self._seen_version = self.thresholds.version
-        start = time.perf_counter()
+        start = self._clock()
         seen = self._filtered(self._arrived(frame))
         outputs = partial.run(seen if seen is frame else seen.clone())  # it may return what it was given
-        seconds = time.perf_counter() - start
+        seconds = self._clock() - start
         self._taken()
         parts = list(partial.streams())
         if len(self._sites) != sum(len(part._sites) for _, part in parts):
             self._sites = [replace(site, name=f"{prefix}.{site.name}") for prefix, part in parts for site in part._sites]
         moved = [value for _, part in parts for value in part.stats.last_moved]
-        counts = [count for _, part in parts for count in part.stats.last_counts]
-        self.stats.add(self._sites, counts, seconds, moved, restarted=self._restarted, refreshed=self._refreshed)
+        self._add_stats([count for _, part in parts for count in part.stats.last_counts], seconds, moved)
         names = {f"{prefix}.{name}": value for prefix, part in partial.streams() for name, value in part.thresholds.items()}
         if list(self.thresholds) != list(names):
             known = {**(self._default if isinstance(self._default, Mapping) else {}), **self.thresholds}

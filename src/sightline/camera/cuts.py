@@ -107,8 +107,8 @@ class _Picture:
         """Correlation per element; 0 where one of the two is of one colour."""
         a, b = self.centred, other.centred
         norm = (a.square().sum(1) * b.square().sum(1)).sqrt()
-        found: list[float] = ((a * b).sum(1) / norm).nan_to_num(0.0, 0.0, 0.0).tolist()
-        return found
+        correlations: list[float] = ((a * b).sum(1) / norm).nan_to_num(0.0, 0.0, 0.0).tolist()
+        return correlations
 
 
 def _median(values: list[float]) -> float:

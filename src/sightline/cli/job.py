@@ -92,10 +92,10 @@ class Job:
     Attributes:
         stream: keyword arguments of `sightline.stream`; `dtype` by its name.
         thresholds: a file written by ``sightline tune``, instead of `stream`'s threshold; it brings its unit, norm and input filter.
-        refresh_keyframes: compute everything again where the video has a keyframe.
         budget: what the stream holds; its grey level is filled in.
         check: measure the error in noise units at every so many frames; None: not. With a budget on the error, the interval of its checks.
         area: what to compute, boxes in pixels of the video or a mask; None: everything.
+        refresh_keyframes: compute everything again where the video has a keyframe.
         compare: run the dense network on some frames too.
         samples: on about how many.
         view: "both" (frame and heat side by side), "frame" (full size) or "heat".

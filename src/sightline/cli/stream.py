@@ -17,8 +17,8 @@ from sightline.tasks import TASKS
 _CHOICES = {
     "threshold_unit": ("std", "absolute"),
     "norm": ("rms", "max", "l2"),
-    "exposure": (None, "global"),
     "global_ops": ("exact", "hold"),
+    "exposure": (None, "global"),
     "compare": (None, "dense"),
     "task": TASKS,
     "view": ("both", "frame", "heat"),
@@ -37,10 +37,10 @@ class StreamOptions:
     threshold_unit: str = "std"
     input_threshold: str | None = None
     noise: str | None = None
+    global_ops: str = "exact"
     exposure: str | None = None
     scene_cuts: bool = True
     refresh: str | None = None
-    global_ops: str = "exact"
     norm: str = "rms"
     size: str | None = None
     mean: str | None = None
@@ -71,11 +71,11 @@ def make_job(options: StreamOptions, video: str) -> Job:
         ValueError: naming the option, what was expected and what came.
     """
     parse_spec(options.model)
+    check_choices(options, _CHOICES)
     try:
         parse_noise(options.noise)
     except ValueError as error:
         raise ValueError(f"--noise: expected vote, block or temporal; got {options.noise!r}") from error
-    check_choices(options, _CHOICES)
     return Job(
         source=video,
         model=options.model,
@@ -98,10 +98,10 @@ def make_job(options: StreamOptions, video: str) -> Job:
         task=options.task,
         view=options.view,
         compare=options.compare == "dense",
-        refresh_keyframes=options.refresh == "keyframes",
         budget=parse_budget(options.budget) if options.budget is not None else None,
         check=options.check,
         area=parse_area(options.aoi, "--aoi") if options.aoi else None,
+        refresh_keyframes=options.refresh == "keyframes",
     )
 
 

@@ -104,6 +104,7 @@ class JobReport:
         measures: the task's numbers.
         dense_engine: what ran the dense network.
         macs_dense: multiply-accumulates of one dense frame or picture.
+        restarts, refreshes: frames that were computed whole at scene cuts (or after a change of exposure), and because it was asked for.
         wall_seconds: the whole job, with decoding, drawing and writing.
         warnings: what went wrong without stopping the job.
         interrupted: whether the user stopped it early.
@@ -119,6 +120,8 @@ class JobReport:
     measures: list[MeasureRecord] = field(default_factory=list)
     dense_engine: str = ""
     macs_dense: float = 0.0
+    restarts: int = 0
+    refreshes: int = 0
     wall_seconds: float = 0.0
     warnings: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -151,7 +154,6 @@ class RunReport(JobReport):
         samples: frames compared with the dense network; empty without a comparison.
         measures: over the samples.
         state_bytes: memory that the stream holds.
-        restarts, refreshes: frames that were computed whole at scene cuts (or after a change of exposure), and because it was asked for.
         checks: frames on which the error was measured in noise units.
         budget: how the stream's budget stands at the end, see `sightline.BudgetStats`; None without one.
         tuning: what the thresholds file says about its tuning; None without one.
@@ -160,8 +162,6 @@ class RunReport(JobReport):
     frames: list[FrameRecord] = field(default_factory=list)
     samples: list[SampleRecord] = field(default_factory=list)
     state_bytes: int = 0
-    restarts: int = 0
-    refreshes: int = 0
     checks: list[CheckRecord] = field(default_factory=list)
     budget: dict[str, Any] | None = None
     tuning: dict[str, Any] | None = None
