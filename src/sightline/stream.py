@@ -854,16 +854,14 @@ def _copy_weights(steps: Iterable[Step]) -> None:
 def _check_motion(motion: str | None, aoi: AreaOfInterest | None, noise: Noise, exposure: str | None) -> None:
     """What cannot be told, or means nothing, while the frame moves over the scene."""
     _one_of("motion", motion, (None, *MODES))
-    if motion is None:
-        return
-    if aoi is not None:
-        raise ValueError("`aoi` and `motion` cannot be combined: an area is one of the frame, which moves. Leave one of them out.")
-    if exposure is not None:
-        raise ValueError("`exposure` and `motion` cannot be combined: exposure is read off pixels that stand still. Leave one of them out.")
-    if isinstance(parse_noise(noise), TemporalNoise):
-        raise ValueError(
-            "noise='temporal' and `motion` cannot be combined: its means are of pixels that stand still. Use 'vote' or 'block'."
-        )
+    clashes = (
+        ("`aoi`", aoi is not None, "an area is one of the frame, which moves"),
+        ("`exposure`", exposure is not None, "exposure is read off pixels that stand still"),
+        ("noise='temporal'", isinstance(parse_noise(noise), TemporalNoise), "its means are of pixels that stand still"),
+    )
+    for name, given, why in clashes:
+        if motion is not None and given:
+            raise ValueError(f"{name} and `motion` cannot be combined: {why}. Leave one of them out.")
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
