@@ -387,6 +387,10 @@ def test_what_cannot_be_combined_says_so() -> None:
         sl.stream(pyramid(), motion="homography")
     with pytest.raises(ValueError, match="`aoi` and `motion`"):
         sl.stream(pyramid(), motion="translation", aoi=sl.AreaOfInterest(torch.ones(4, 4)))
+    with pytest.raises(ValueError, match="noise='temporal' and `motion`"):
+        sl.stream(pyramid(), motion="translation", noise="temporal")
+    with pytest.raises(ValueError, match="`exposure` and `motion`"):
+        sl.stream(pyramid(), motion="translation", exposure="global")
     with pytest.raises(ShapeError, match="a stream of its own"):
         sl.stream(pyramid(), motion="translation")(torch.zeros(2, 3, 64, 64))
     with pytest.raises(CaptureError, match="With `motion`"):

@@ -20,10 +20,9 @@ from torch.utils import _pytree as pytree
 
 from sightline.area import AreaOfInterest
 from sightline.budget import Budget, Control
-from sightline.camera.cuts import CutDetector
-from sightline.camera.exposure import ExposureFilter
+from sightline.camera.intake import Intake
 from sightline.camera.moving import MODES, MovingCamera
-from sightline.camera.noise import NOT_FINITE, Noise, TemporalFilter, TemporalNoise, parse_noise
+from sightline.camera.noise import NOT_FINITE, Noise, TemporalNoise, parse_noise
 from sightline.checks import Checks
 from sightline.errors import CaptureError, DeviceError, DTypeError, FrameError, ShapeError
 from sightline.explain import Explanation
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram  # noqa: TID251  (a name for the type checker only)
 
     from sightline.graph.onnx_import import OnnxModel
-
 
 _Signature = tuple[tuple[int, ...], torch.dtype, torch.device]
 
@@ -101,7 +99,8 @@ def stream(
             the frame at the nearest cell, and `Stream.camera` and `Stream.output_shift` say where they lie; other outputs refer to
             the canvas, which is then no larger than the frame (up to half a stride of it may lie beyond). "affine": frames are also
             turned, scaled and moved between pixels (bilinearly), and maps turned back; for cameras that rotate or zoom. Where the motion
-            cannot be told, as at a cut, the canvas starts again. One video per stream (n = 1); not with `aoi`.
+            cannot be told, as at a cut, the canvas starts again. One video per stream (n = 1); not with `aoi`,
+            `exposure` or noise="temporal".
         exposure: None, or "global": gain and offset between a frame and what is held are estimated (per channel, from pixels that stand
             still), and the frame is brought to the held exposure before anything looks at it, for lamps that flicker and cameras
             that adjust themselves. The output is then that for the frame at the exposure of the first frame; a change by more than a
@@ -138,9 +137,9 @@ def stream(
         BackendError: backend="native" cannot run this model here.
 
     Exact when: every threshold is 0, noise is None or "block", there is no `exposure` and no gate is held; the native executor is then
-        bit-equal to its own dense run. With `motion`, to its dense run on the same canvas: that is another picture than the frame alone,
-        and lies differently on the grids of layers with strides, so `model(frame)` differs, by several times what invisible noise does
-        to it (benchmarks/bench_motion.py).
+        bit-equal to its own dense run. With `motion`, to its dense run on the same canvas: that is another picture than the frame
+        alone, and lies differently on the grids of layers with strides, so `model(frame)` differs, by several times what invisible
+        noise does to it (benchmarks/bench_motion.py).
     Cost: of each layer, the share of its sites that can have changed; one copy of every held map as state.
     Source: hold-and-recompute, docs/design.md; compare CBinfer (arXiv 1704.04313) and DeltaCNN (arXiv 2203.03996).
 
@@ -211,17 +210,11 @@ class Stream:
         _one_of("threshold_unit", threshold_unit, ("std", "absolute"))
         _one_of("norm", norm, ("rms", "max", "l2"))
         parse_noise(noise)
-        _one_of("exposure", exposure, (None, "global"))
-        _one_of("scene_cuts", scene_cuts, (True, False))
-        if refresh is not None and (isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1):
-            raise ValueError(f"`refresh` must be a number of frames >= 1, or None; got {refresh!r}.")
         _one_of("global_ops", global_ops, ("exact", "hold"))
         _one_of("backend", backend, ("auto", "native", "torch"))
         if aoi is not None and not isinstance(aoi, AreaOfInterest):
             raise DTypeError(f"`aoi` must be a sightline.AreaOfInterest or None; got {type(aoi).__name__}. Wrap a mask in one.")
-        _one_of("motion", motion, (None, *MODES))
-        if motion is not None and aoi is not None:
-            raise ValueError("`aoi` and `motion` cannot be combined: an area is one of the frame, which moves. Leave one of them out.")
+        _check_motion(motion, aoi, noise, exposure)
         if dtype is not None and not dtype.is_floating_point:
             raise DTypeError(f"`dtype` must be a floating-point type or None; got {dtype}.")
         self._model = model
@@ -233,17 +226,12 @@ class Stream:
         self._global_ops = global_ops
         self._unset_gates: dict[str, float] = {}  # absolute thresholds of held gates whose unit is not known yet -> what they show
         self._aoi = aoi
-        self._motion = motion
         self._layout: Layout | None = None  # of the plan on a canvas, with `motion`
         self._camera: MovingCamera | None = None
-        self._exposure = ExposureFilter() if exposure else None
-        self._cuts = CutDetector() if scene_cuts else None
-        self._refresh = refresh
-        self._since = 0  # frames since everything was computed
-        self._due = False  # `refresh()` was called
-        self._restarted = self._refreshed = False  # this frame
+        self._motion = motion
+        # A moving camera knows by itself where it is lost, and an area may leave out what has changed.
+        self._intake = Intake(exposure, scene_cuts, refresh, looks_for_cuts=motion is None and aoi is None)
         self._keeps_units = False  # of the thresholds, though the frame is computed whole
-        self._filter: TemporalFilter | None = None
         self._input_limit = 0.0  # absolute threshold of the frame
         budget = Budget.of(budget)
         self._checks = None if budget is None else Checks(Control(budget))
@@ -301,16 +289,16 @@ class Stream:
             assert executor is not None
             start = self._clock()
             frame = self._arrived(frame)
+            if self._camera is not None:
+                frame = self._on_canvas(self._camera, executor, frame)
             if self._aoi is not None:
                 self._apply_area(self._aoi, executor, frame)
             self._apply_thresholds()
             first = executor.fresh
-            if self._camera is not None:
-                frame = self._on_canvas(self._camera, executor, frame)
             self._run(executor, frame)
             outputs = self._outputs()
             seconds = self._clock() - start
-            self._taken()
+            self._intake.taken()
             if first:
                 if not self._keeps_units:
                     self._std.clear()
@@ -325,40 +313,14 @@ class Stream:
     # -- what a frame goes through before the executor ------------------------------------------------------------------------
 
     def _arrived(self, frame: torch.Tensor) -> torch.Tensor:
-        """The frame at the held exposure; decides whether everything is computed again."""
-        self._restarted = self._refreshed = False
-        running = self._since > 0
-        cut = self._cuts is not None and self._aoi is None and self._cuts.look(frame) and running
-        exposed = self._exposure(frame, self._input_limit) if self._exposure is not None else frame
-        due = running and (self._due or self._since == self._refresh)
-        if cut or due or exposed is None:
-            if not bool(torch.isfinite(frame).all()):
-                raise FrameError(NOT_FINITE)
-            self._restarted = cut or exposed is None
-            self._refreshed = not self._restarted
-            self._start_over(keep_units=self._refreshed)
-            if self._restarted and self._camera is not None:
-                self._camera.cut()
-            if self._exposure is not None:
-                self._exposure.reset()
-                exposed = self._exposure(frame)
-        assert exposed is not None
-        return exposed
-
-    def _taken(self) -> None:
-        """The frame has become part of the video."""
-        for part in (self._cuts, self._exposure):
-            if part is not None:
-                part.keep()
-        if self._restarted or self._refreshed:
-            self._since = 0
-        self._since += 1
-        self._due = False
+        """The frame at the held exposure; lets everything be computed again where that is due."""
+        frame = self._intake.arrive(frame, self._input_limit)
+        if self._intake.restarted or self._intake.refreshed:
+            self._start_over(keep_units=self._intake.refreshed)
+        return frame
 
     def _start_over(self, keep_units: bool) -> None:
         """Lets the next frame be computed whole. Maps stay where they are, as memory."""
-        if self._filter is not None and not keep_units:
-            self._filter.reset()
         for stream in [self] if self._partial is None else [part for _, part in self._partial.streams()]:
             if stream._executor is None or stream._plan is None:
                 continue
@@ -373,43 +335,41 @@ class Stream:
         Thresholds keep their units. With noise="temporal" the network still sees the means of what stood still.
         """
         with self._lock:
-            self._due = True
+            self._intake.due = True
 
     def _run(self, executor: Executor, frame: torch.Tensor, *, raw: bool = False) -> None:
         """Brings the executor up to date; `raw`: with the frame itself, not with what a noise filter makes of it."""
         try:
             executor.run(frame if raw else self._filtered(frame))
         except FrameError:
-            if executor.fresh and not self._since:
+            if executor.fresh and not self._intake.running:
                 self._signature = None  # a bad first frame does not fix the size either
             raise
         except BaseException:
             executor.reset()  # stopped in the middle (by an operator that raised, by Ctrl-C): what is held no longer fits together
-            if self._filter is not None:
-                self._filter.reset()
+            self._intake.forget_noise()
             raise
+
+    def _on_canvas(self, camera: MovingCamera, executor: Executor, frame: torch.Tensor) -> torch.Tensor:
+        """Lays a frame on the canvas and shifts what is held with it; where the camera is lost, everything is computed again."""
+        # one pass; only finite numbers of a sum that overflows are looked at again
+        if not math.isfinite(float(frame.sum())) and not bool(torch.isfinite(frame).all()):
+            if executor.fresh and not self._intake.running:
+                self._signature = None
+            raise FrameError(NOT_FINITE)
+        restarts = camera.restarts
+        shift = camera(frame)
+        if camera.restarts > restarts and self._intake.scene_cuts:
+            self._start_over(keep_units=False)
+            self._intake.restart()
+        elif any(shift):
+            executor.shift(*shift)
+        assert camera.canvas.pixels is not None
+        return camera.canvas.pixels
 
     def _filtered(self, frame: torch.Tensor) -> torch.Tensor:
         """What the network is to see of a frame; valid until the next one."""
-        if self._filter is None:
-            return frame
-        limit = self._input_limit / (frame.shape[1] ** 0.5 if self._norm == "l2" else 1.0)
-        return self._filter(frame, limit / 2).to(frame.dtype)
-
-    def _on_canvas(self, camera: MovingCamera, executor: Executor, frame: torch.Tensor) -> torch.Tensor:
-        """Lays a frame on the canvas and shifts what is held with it."""
-        # one pass; only finite numbers of a sum that overflows are looked at again
-        if not math.isfinite(float(frame.sum())) and not bool(torch.isfinite(frame).all()):
-            if executor.fresh and not self._since:
-                self._signature = None
-            raise FrameError(NOT_FINITE)
-        shift = camera(frame)
-        if any(shift) and not executor.fresh:
-            executor.shift(*shift)
-            if self._filter is not None:
-                self._filter.shift(*shift)
-        assert camera.canvas.pixels is not None
-        return camera.canvas.pixels
+        return self._intake.filtered(frame, self._input_limit / (frame.shape[1] ** 0.5 if self._norm == "l2" else 1.0))
 
     def _outputs(self) -> Any:
         assert self._plan is not None
@@ -465,7 +425,7 @@ class Stream:
         self._add_stats(self._executor.site_counts(), seconds, moved)
 
     def _add_stats(self, counts: list[int], seconds: float, moved: Sequence[bool]) -> None:
-        self.stats.add(self._sites, counts, seconds, moved, restarted=self._restarted, refreshed=self._refreshed)
+        self.stats.add(self._sites, counts, seconds, moved, restarted=self._intake.restarted, refreshed=self._intake.refreshed)
 
     # -- budget -----------------------------------------------------------------------------------------------------------
 
@@ -535,8 +495,7 @@ class Stream:
 
     def _prepare(self, frame: torch.Tensor) -> None:
         signature = (tuple(frame.shape), frame.dtype, frame.device)
-        temporal = parse_noise(self._noise)
-        self._filter = TemporalFilter(temporal, native=self._backend != "torch") if isinstance(temporal, TemporalNoise) else None
+        self._intake.set_noise(parse_noise(self._noise), native=self._backend != "torch")
         if self._signature_of_plan != signature:
             try:
                 plan = make_plan(graph_of(self._model, frame))
@@ -580,7 +539,7 @@ class Stream:
     @property
     def _votes(self) -> str | None:
         """The executor's part of the noise filter: which changes of what it is given count."""
-        return None if self._filter is not None or self._noise is None else str(self._noise)
+        return None if self._intake.filters or self._noise is None else str(self._noise)
 
     # -- models that are captured in parts -----------------------------------------------------------------------------
 
@@ -593,7 +552,7 @@ class Stream:
             norm=self._norm,
             global_ops=self._global_ops,
             scene_cuts=False,  # cuts, exposure and refreshes are those of the frame
-            noise=None if self._filter is not None else self._noise,  # that one takes frames, not maps
+            noise=None if self._intake.filters else self._noise,  # that one takes frames, not maps
             backend=self._backend,
             dtype=self._dtype,
         )
@@ -614,7 +573,7 @@ class Stream:
         seen = self._filtered(self._arrived(frame))
         outputs = partial.run(seen if seen is frame else seen.clone())  # it may return what it was given
         seconds = self._clock() - start
-        self._taken()
+        self._intake.taken()
         parts = list(partial.streams())
         if len(self._sites) != sum(len(part._sites) for _, part in parts):
             self._sites = [replace(site, name=f"{prefix}.{site.name}") for prefix, part in parts for site in part._sites]
@@ -727,10 +686,7 @@ class Stream:
             self._executor = self._camera = None
             if self._partial is not None:
                 self._partial.reset()
-            for part in (self._filter, self._exposure, self._cuts):
-                if part is not None:
-                    part.reset()
-            self._since, self._due = 0, False
+            self._intake.reset()
 
     def clone(self) -> Stream:
         """A new stream over the same capture and the same packed weights, with the same thresholds and no frames yet."""
@@ -743,9 +699,9 @@ class Stream:
                 noise=self._noise,
                 aoi=self._aoi,
                 motion=self._motion,
-                exposure="global" if self._exposure is not None else None,
-                scene_cuts=self._cuts is not None,
-                refresh=self._refresh,
+                exposure=self._intake.exposure,
+                scene_cuts=self._intake.scene_cuts,
+                refresh=self._intake.refresh,
                 global_ops=self._global_ops,
                 backend=self._backend,
                 dtype=self._dtype,
@@ -829,19 +785,15 @@ class Stream:
             if self._partial is not None:
                 parts = {prefix: part.memory() for prefix, part in self._partial.streams()}
                 tensors = {f"{prefix}.{name}": size for prefix, m in parts.items() for name, size in m["tensors"].items()}
-                tensors |= self._camera_memory()
+                tensors |= self._intake.nbytes
                 return {
                     "total": sum(tensors.values()),
                     "tensors": tensors,
                     "shared_weights": sum(m["shared_weights"] for m in parts.values()),
                 }
-            table = {**(self._executor.memory() if self._executor is not None else {}), **self._camera_memory()}
+            table = {**(self._executor.memory() if self._executor is not None else {}), **self._intake.nbytes}
             shared = self._executor.weight_bytes if isinstance(self._executor, native.NativeExecutor) else 0
             return {"total": sum(table.values()), "tensors": table, "shared_weights": shared}
-
-    def _camera_memory(self) -> dict[str, int]:
-        parts = {"noise filter": self._filter, "exposure": self._exposure}
-        return {name: part.nbytes for name, part in parts.items() if part is not None}
 
 
 def _copy_weights(steps: Iterable[Step]) -> None:
@@ -853,6 +805,19 @@ def _copy_weights(steps: Iterable[Step]) -> None:
                 if id(value) not in copies:
                     copies[id(value)] = value.detach().clone()
                 node.attrs[key] = copies[id(value)]
+
+
+def _check_motion(motion: str | None, aoi: AreaOfInterest | None, noise: Noise, exposure: str | None) -> None:
+    """What cannot be told, or means nothing, while the frame moves over the scene."""
+    _one_of("motion", motion, (None, *MODES))
+    clashes = (
+        ("`aoi`", aoi is not None, "an area is one of the frame, which moves"),
+        ("`exposure`", exposure is not None, "exposure is read off pixels that stand still"),
+        ("noise='temporal'", isinstance(parse_noise(noise), TemporalNoise), "its means are of pixels that stand still"),
+    )
+    for name, given, why in clashes:
+        if motion is not None and given:
+            raise ValueError(f"{name} and `motion` cannot be combined: {why}. Leave one of them out.")
 
 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:

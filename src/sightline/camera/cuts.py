@@ -33,20 +33,28 @@ class CutDetector:
         self._changes: deque[float] = deque(maxlen=8)
         self._seen: tuple[_Picture, float] | None = None
 
-    def look(self, frame: torch.Tensor) -> bool:
-        """Whether a frame, float (n, c, h, w), is the first of another scene. Nothing is remembered before `keep`."""
+    def look(self, frame: torch.Tensor, limit: float = 0.0) -> bool:
+        """Whether a frame, float (n, c, h, w), is the first of another scene. Nothing is remembered before `keep`.
+
+        Args:
+            frame: of the same size as those before.
+            limit: smaller changes of the frame's values do not count as changes.
+        """
         picture = _Picture(frame)
         if not self._before:
             self._seen = picture, math.nan
             return False
         last = self._before[-1]
+        if torch.equal(picture.values, last.values):
+            self._seen = picture, 0.0
+            return False
         changes = picture.changes_from(last)
         change = statistics.median_low(changes)
         self._seen = picture, change
         usual = statistics.median(self._changes) if self._changes else 0.0
         if not (_CHANGE < change < math.inf and change > max(_SUDDEN * usual, _RISE * (self._changes or [0.0])[-1])):  # NaN: no
             return False
-        if statistics.median_low(picture.density_of_changes(last)) < _DENSITY:
+        if statistics.median_low(picture.density_of_changes(last, limit)) < _DENSITY:
             return False
         return all(_median(picture.likeness(earlier)) < _ALIKE for earlier in self._before)
 
@@ -97,9 +105,11 @@ class _Picture:
             for change, a, b in zip(changes, self.deviation, other.deviation, strict=True)
         ]
 
-    def density_of_changes(self, other: _Picture) -> list[float]:
-        """Share of values per element that changed by more than a tenth of the larger of the deviations."""
-        least = torch.tensor([0.1 * max(a, b) for a, b in zip(self.deviation, other.deviation, strict=True)], device=self.values.device)
+    def density_of_changes(self, other: _Picture, limit: float) -> list[float]:
+        """Share of values per element that changed by more than a tenth of the larger of the deviations, and than the limit."""
+        least = torch.tensor(
+            [max(0.1 * a, 0.1 * b, limit) for a, b in zip(self.deviation, other.deviation, strict=True)], device=self.values.device
+        )
         shares: list[float] = ((self.values - other.values).abs() > least[:, None]).float().mean(1).tolist()
         return shares
 

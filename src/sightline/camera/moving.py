@@ -60,12 +60,6 @@ class MovingCamera:
         self.canvas.reset()
         self.pose, self.restarts, self._place = Pose.start(), 0, (0, 0)
 
-    def cut(self) -> None:
-        """The next frame shows another scene."""
-        restarts = self.restarts
-        self.reset()
-        self.restarts = restarts + 1
-
     def __call__(self, frame: Tensor) -> Pair:
         """Takes the next frame, (1, c, h, w) and finite; ``canvas.pixels`` is what the network is to see.
 

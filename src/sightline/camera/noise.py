@@ -161,15 +161,6 @@ class TemporalFilter:
         self._frames = 0
         self._kind = _NoiseKind(self.settings.memory)
 
-    def shift(self, dy: int, dx: int) -> None:
-        """Moves what is known with the picture: what lay at pixel (y + dy, x + dx) lies at (y, x) afterwards.
-
-        What comes in is compared with what went out on the other side, and so passes as moved, or within the noise.
-        """
-        if self._state is not None:
-            for values in (self._state.mean, self._state.spread, self._state.age):
-                values.copy_(values.roll((-dy, -dx), (2, 3)))
-
     @property
     def moved(self) -> torch.Tensor | None:
         """Bool (n, h, w): what moved in the last frame, rims included; None before the second."""
