@@ -20,12 +20,12 @@ from torch import nn
 import sightline as sl
 from sightline.thresholds import ThresholdError
 from sightline.tune.checkpoint import Checkpoint
-from sightline.tune.measure import Measurer, Settings, Trial
+from sightline.tune.measure import Measurer, Outcome, Settings, Trial
 from sightline.tune.metrics import detection_f1, make_metric, task_metric
 from sightline.tune.picture import draw_frontier
 from sightline.tune.pixels import pixel_scale_of
 from sightline.tune.report import Point, TuneReport
-from sightline.tune.search import choose
+from sightline.tune.search import choose, fit
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -305,6 +305,31 @@ def test_faces_of_ultralight_are_read_from_logits_and_anchors() -> None:
     assert is_detection((torch.rand(1, 7, 3), torch.rand(1, 7, 4)), size) and not is_detection(
         (torch.rand(1, 7, 2), torch.rand(1, 6, 4)), size
     )
+
+
+class Plateau:
+    """Stands for a `Measurer`: up to a threshold of 0.01 the error grows, beyond everything is held and it stays just above 1."""
+
+    frame = None
+
+    def __init__(self) -> None:
+        self.tried: list[float] = []
+
+    def measure(self, trial: Trial, verify: bool = False) -> Outcome:
+        del verify
+        (value,) = trial.values
+        self.tried.append(value)
+        error, work = min(100 * value, 1.0) * 1.02, 1 / (1 + 1000 * value)
+        return Outcome(work, error, error, work, 0.0, error, None, None)
+
+
+@pytest.mark.parametrize("value", [16.0, 1.0, 0.02])
+def test_a_setting_that_holds_everything_is_brought_to_the_budget(value: float) -> None:
+    """Where the error does not move with the factor, small steps would never reach the place where it does."""
+    measurer = Plateau()
+    found = fit(measurer, Trial(None, (value,)), 1.0, verify=True)  # type: ignore[arg-type]
+    assert found.factor > 0 and 0.5 <= found.outcome.error <= 1.0, measurer.tried
+    assert len(measurer.tried) <= 10
 
 
 class Twice(nn.Module):
