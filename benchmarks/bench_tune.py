@@ -26,10 +26,9 @@ import networks
 import sightline as sl
 from sightline import media
 from sightline.models import load_model
+from sightline.pixels import pixel_scale_of
 from sightline.tune.metrics import Metric, make_metric, squares, task_metric
-from sightline.tune.pixels import pixel_scale_of
 
-_KEPT: list[Any] = []
 _BYTES = (255.0,) * 3
 _HALF = (127.5,) * 3
 _HALL = "one-by-one-person-detection.mp4"
@@ -54,23 +53,9 @@ def model_of(job: Job, folder: Path) -> Any:
         return load_model(str(path)).model
     from safetensors.torch import load_file
 
-    model = _timm("tf_efficientnet_lite0")
+    model = load_model("timm:tf_efficientnet_lite0").model
     model.load_state_dict(_renamed(load_file(str(path)), model), strict=True)
     return model.eval()
-
-
-def _timm(name: str) -> torch.nn.Module:
-    try:
-        import timm
-    except RuntimeError:  # torchvision's compiled part does not fit this torch; timm only wants its Python
-        library = torch.library.Library("torchvision", "DEF")
-        _KEPT.append(library)  # or its operators go with it
-        for op in ("nms", "qnms"):
-            library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        for module in [module for module in sys.modules if module.partition(".")[0] in ("timm", "torchvision")]:
-            del sys.modules[module]
-        import timm
-    return timm.create_model(name)  # type: ignore[no-any-return]
 
 
 def _renamed(stored: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Renders the tables in README.md and docs/benchmarks.md from benchmarks/results/*.json.
+"""Renders the tables in README.md, docs/benchmarks.md and docs/models.md from benchmarks/results/*.json.
 
 A table stands between ``<!-- table:NAME -->`` and ``<!-- /table -->``; NAME is one of `TABLES`, followed by the number of threads where
 that is not 1 (``layers-2``). A marker whose results are missing becomes one sentence that says so. ``--check`` writes nothing and
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+FILES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "models.md")
 MARKER = re.compile(r"(<!-- table:([\w.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 SCHEMA = 1
 DENSE = ("eager", "torch.compile", "onnxruntime", "openvino")
@@ -182,6 +182,54 @@ def memory(result: Result) -> str:
     return table(["state", "reported MiB", "gained MiB", "ratio", "shared weights MiB"], rows)
 
 
+def gates(result: Result) -> str:
+    """Global gates: exact against held, at the same thresholds."""
+    rows = []
+    for case in result["cases"]:
+        found = {row["contestant"]: row for row in case["rows"]}
+        for threshold, frame in (("0.0", "0.1"), ("0.03", "0.03"), ("0.1", "0.1")):
+            pair = [found[f"{threshold} {what}"] for what in ("exact", "hold 0.25")]
+            rows.append([
+                case["network"].partition(":")[2],
+                case["video"].partition(".")[0],
+                f"{float(threshold):g} ({frame})",
+                *(" / ".join(show(row[key]) for row in pair) for key, show in (
+                    ("gates_moved", percent), ("macs_share", percent), ("error_noise_units", lambda value: f"{value:.2f}"),
+                )),
+            ])  # fmt: skip
+    return table(["network", "clip", "thresholds (frame)", "gates moved", "MACs", "error, noise units"], rows)
+
+
+def sweep_summary(result: Result) -> str:
+    """How many networks of which library and kind stream as PyTorch computes them."""
+    rows = []
+    for library in ("torchvision", "timm"):
+        for kind in ("classification", "segmentation", "detection"):
+            cases = [c for c in result["cases"] if c["name"].startswith(library) and c["kind"] == kind]
+            if not cases:
+                continue
+            good = [c for c in cases if c["status"] == "ok"]
+            whole = sum(c["native_macs_share"] >= 0.999 for c in good)
+            left = sum(c["status"] == "left out" for c in cases)
+            rows.append([f"{library}, {kind}", *map(str, (len(cases), len(good), len(cases) - len(good) - left, left, whole))])
+    return table(["networks", "tried", "equal", "not equal", "left out", "all MACs native"], rows)
+
+
+def sweep(result: Result) -> str:
+    """Every network of the sweep, by name."""
+    rows = []
+    for case in sorted(result["cases"], key=lambda c: c["name"]):
+        name, size = case["name"], f"{case['size'][0]}x{case['size'][1]}" if "size" in case else "-"
+        millions = f"{case['weights'] / 1e6:.1f}" if "weights" in case else "-"
+        if case["status"] != "ok":
+            rows.append([name, millions, size, "-", "-", "-", f"{case['status']}: {case.get('why', '')}".replace("|", "/")])
+            continue
+        ops = ", ".join(op.removeprefix("aten.").rpartition(".")[0] or op for op in case["ops_on_torch"])
+        sites = f"{case['on_torch']} of {case['call_sites']}"
+        rows.append([name, millions, size, f"{case['relative_error']:.1e}", percent(case["native_macs_share"]), sites, ops])
+    return table(["network", "weights, M", "frame", "relative error", "MACs native", "call sites on torch", "ops there"], rows)
+
+
 def conditions(result: Result) -> str:
     """One sentence: machine, versions, clock."""
     machine, versions = result["machine"], result["versions"]
@@ -203,6 +251,9 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "video": ("video", video),
     "tune": ("tune", tune),
     "memory": ("memory", memory),
+    "gates": ("gates", gates),
+    "sweep": ("models", sweep),
+    "sweepsummary": ("models", sweep_summary),
     "conditions": ("networks", conditions),
 }
 
@@ -245,7 +296,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a file is not up to date")
     parser.add_argument("--results", type=Path, default=Path(__file__).resolve().parent / "results", help="folder of the result files")
-    parser.add_argument("files", nargs="*", type=Path, default=FILES, help="Markdown files; default: README.md and docs/benchmarks.md")
+    parser.add_argument(
+        "files", nargs="*", type=Path, default=FILES, help="Markdown files; default: README.md, docs/benchmarks.md, docs/models.md"
+    )
     arguments = parser.parse_args()
     stale = []
     for file in arguments.files:

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Streams every convolutional network of torchvision, and many of timm, for three frames and compares with dense PyTorch.
 
-Writes one JSON line per network; a second run does those that are missing. One process per network, with a time limit. Weights are random
-but lively, thresholds 0; the law of tests/oracle.py decides (against float64), or for networks above 60 million weights a relative error
-of 1e-3 against float32. Detectors: the same relative error, box by box, with suppression of overlaps done in Python.
+Writes one JSON line per network; a second run does those that are missing. One process per network, with limits of time and memory.
+Weights are random but lively, thresholds 0; the law of tests/oracle.py decides (against float64), or for networks above 150 million weights
+a relative error of 1e-3 against float32. Detectors: the same relative error, box by box; no box is thrown away for a low score, so that
+there are some.
 
-    python scripts/sweep_models.py results.jsonl [--only NAME ...] [--limit-seconds 120] [--stop-after 900]
+    python scripts/sweep_models.py results.jsonl [--only NAME ...] [--limit-seconds 120] [--stop-after 900] [--shard 0/2]
+    python scripts/sweep_models.py results.jsonl --table benchmarks/results/models-1.json
 
 Prints a line per network and, at the end, what failed. Exit code 1 if anything did.
 """
@@ -16,6 +18,8 @@ import argparse
 import copy
 import json
 import multiprocessing
+import re
+import resource
 import sys
 import time
 import traceback
@@ -31,9 +35,15 @@ from torch import Tensor, nn
 import oracle
 import sightline as sl
 import zoo
+from sightline.graph.prepare import graph_of
+from sightline.torchvision_import import import_torchvision
 
-PER_FILE = 6  # networks per source file of timm, spread over their names
-LARGE = 60_000_000  # weights above which no float64 copy is made
+PER_FILE = 5  # networks per source file of timm, spread over the names of all but the largest sizes
+LARGE_NAMES = re.compile(
+    r"xlarge|huge|giant|_large|large_|enormous|_xl|_l\b|_x\b|_xx?l|base|101|152|200|269|270|350|420|600|_b[4-8]|_f[2-7]|_r160|_128|_160|_320|_640|_08|_12|_04|_06"
+)
+GIBIBYTES = 10  # of memory per network
+LARGE = 150_000_000  # weights above which no float64 copy is made
 HUGE = 250_000_000  # weights above which a network is left out: more memory than time
 TIMM_FILES = [
     "byobnet", "convmixer", "convnext", "cspnet", "densenet", "dla", "dpn", "edgenext", "efficientnet", "efficientvit_mit",
@@ -58,6 +68,7 @@ def names() -> dict[str, str]:
             found = timm.list_models(module=file)
         except Exception:
             found = []
+        found = [name for name in found if not LARGE_NAMES.search(name)] or found
         step = max(1, -(-len(found) // PER_FILE))
         table.update({f"timm:{name}": "classification" for name in found[::step]})
     return table
@@ -81,6 +92,9 @@ def build(name: str, kind: str) -> tuple[nn.Module, tuple[int, int]]:
             options["weights_backbone"] = None
             if not plain.startswith("ssd"):
                 options |= {"min_size": 96, "max_size": 128}
+            rcnn = "rcnn" in plain
+            options |= {"box_score_thresh": 0.0, "rpn_post_nms_top_n_test": 30} if rcnn else {"score_thresh": 0.0, "topk_candidates": 30}
+            options |= {"box_detections_per_img": 20} if rcnn else {"detections_per_img": 20}
         elif kind == "segmentation":
             options["weights_backbone"] = None
         elif plain in {"googlenet", "inception_v3"}:
@@ -90,18 +104,13 @@ def build(name: str, kind: str) -> tuple[nn.Module, tuple[int, int]]:
         return model, (224, 224) if fixed else (96, 96)
 
 
-def suppressed(boxes: Tensor, scores: Tensor, limit: float) -> Tensor:
-    """Indices of boxes that no better box overlaps by more than the limit; torchvision's own needs its compiled part."""
-    from torchvision.ops import box_iou
-
-    order, kept = scores.argsort(descending=True, stable=True).tolist(), []
-    overlap = box_iou(boxes, boxes)
-    gone = torch.zeros(len(boxes), dtype=torch.bool)
-    for index in order:
-        if not gone[index]:
-            kept.append(index)
-            gone |= overlap[index] > limit
-    return torch.tensor(kept, dtype=torch.long)
+def decide(model: nn.Module) -> None:
+    """Lets a fresh detector have opinions: where all scores are nearly equal, rounding would choose the boxes."""
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and any(
+            part in name for part in ("cls_logits", "cls_score", "classification_head.m")
+        ):
+            module.weight.data.normal_(0, 4 * module.weight[0].numel() ** -0.5)
 
 
 def moving(size: tuple[int, int]) -> list[Tensor]:
@@ -135,20 +144,27 @@ def obey_law(results: list[Any], model: nn.Module, exact: nn.Module, frames: lis
         oracle.assert_law(oracle.tensors(got), plain, truth, f"frame {index}, relative error {relative_error:.2g}", limits)
 
 
+def macs_of(model: nn.Module, frame: Tensor) -> int:
+    """Multiply-accumulates of a whole model, also of what cannot be captured."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(frame)
+    return counter.get_total_flops() // 2
+
+
 def judge(name: str, kind: str) -> dict[str, Any]:
     """One row of the table."""
     torch.manual_seed(0)
-    if kind == "detection":
-        from torchvision.ops import boxes as box_ops
-
-        box_ops.nms = suppressed
     model, size = build(name, kind)
     weights = sum(p.numel() for p in model.parameters())
     row: dict[str, Any] = {"weights": weights, "size": size}
     if weights > HUGE:
         return row | {"status": "left out", "why": f"{weights / 1e6:.0f} million weights"}
     frames = moving(size)
-    if kind != "detection":
+    if kind == "detection":
+        decide(model)
+    else:
         zoo.enliven(model, size)
     exact = copy.deepcopy(model).double() if kind != "detection" and weights <= LARGE else None
     stream = sl.stream(model)
@@ -168,8 +184,13 @@ def judge(name: str, kind: str) -> dict[str, Any]:
     stream(frames[-1])
     assert stream.stats.last.macs_done == 0, f"a static frame costs {stream.stats.last.macs_share:.1%} of the work"
     dense = sorted({str(r["op"]) for r in rows if r["executor"] != "native"})
+    macs = macs_of(model, frames[-1]) if stream._partial is not None else sum(r["macs"] for r in rows)
+    if kind == "detection":
+        assert sum(value.shape[0] for value in oracle.tensors(results[-1])) > 0, "nothing was detected, so nothing was compared"
+    native = sum(r["macs"] for r in rows if r["executor"] == "native")
     return row | {
-        "status": "ok", "relative_error": worst, "macs_share": shares, "call_sites": len(rows), "parts": stream._partial is not None,
+        "status": "ok", "relative_error": worst, "macs_share": shares, "macs": macs, "native_macs_share": native / max(macs, 1),
+        "call_sites": len(rows), "parts": stream._partial is not None,
         "on_torch": sum(r["executor"] != "native" for r in rows), "ops_on_torch": dense,
     }  # fmt: skip
 
@@ -177,12 +198,30 @@ def judge(name: str, kind: str) -> dict[str, Any]:
 def child(name: str, kind: str, pipe: Any) -> None:
     """Runs in a process of its own."""
     start = time.perf_counter()
+    resource.setrlimit(resource.RLIMIT_DATA, (GIBIBYTES << 30, GIBIBYTES << 30))
     try:
         row = judge(name, kind)
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         row = {"status": type(error).__name__, "why": " ".join(str(error).split())[:400], "at": f"{Path(last.filename).name}:{last.lineno}"}
     pipe.send(row | {"seconds": round(time.perf_counter() - start, 1)})
+
+
+def write_table(source: Path, target: Path) -> int:
+    """The rows of a finished sweep as a result file for render_tables.py, without what the tables do not show."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+    from harness import write_results
+
+    rows = {row["name"]: row for row in map(json.loads, source.read_text().splitlines())}
+    cases = []
+    for name in sorted(rows):
+        row = {key: value for key, value in rows[name].items() if key not in {"macs_share", "seconds", "at"}}
+        for key in ("relative_error", "native_macs_share"):
+            if key in row:
+                row[key] = float(f"{row[key]:.4g}")
+        cases.append(row)
+    write_results(target, "models", argparse.Namespace(quick=False, threads=1), cases, ["random weights, thresholds 0"])
+    return 0
 
 
 def main() -> int:
@@ -192,9 +231,14 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=[], help="networks, e.g. timm:regnetx_002")
     parser.add_argument("--limit-seconds", type=float, default=120)
     parser.add_argument("--stop-after", type=float, default=float("inf"), help="seconds")
+    parser.add_argument("--shard", default="0/1", help="0/2 and 1/2: halves of the work, for two processes with a file each")
+    parser.add_argument("--skip", type=Path, nargs="*", default=[], help="files of other runs, whose networks are left out")
+    parser.add_argument("--table", type=Path, help="run nothing; write the results as one JSON file for docs/models.md")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    zoo.declare_torchvision_operators()
+    if arguments.table is not None:
+        return write_table(arguments.output, arguments.table)
+    import_torchvision()
     table = names()
     done = (
         {json.loads(line)["name"]: json.loads(line) for line in arguments.output.read_text().splitlines()}
@@ -202,7 +246,13 @@ def main() -> int:
         else {}
     )
     table.update({name: "classification" for name in arguments.only if name not in table})
-    wanted = arguments.only or sorted(set(table) - set(done), key=lambda name: name[::-1])  # mixed: a run that is cut short has some of all
+    elsewhere = {json.loads(line)["name"] for path in arguments.skip for line in path.read_text().splitlines()}
+    # mixed: a run that is cut short has some of all
+    wanted = arguments.only or sorted(set(table) - set(done) - elsewhere, key=lambda name: name[::-1])
+    shard, shards = map(int, arguments.shard.split("/"))
+    wanted = wanted[shard::shards]
+    # What tracing imports is imported once, here.
+    graph_of(nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8))
     context, start = multiprocessing.get_context("fork"), time.monotonic()
     for name in wanted:
         if time.monotonic() - start > arguments.stop_after:

@@ -89,3 +89,11 @@ def shared_data() -> Path:
         if folder.is_dir():
             return folder
     pytest.skip("no shared/data folder beside the checkout, and SIGHTLINE_DATA names none")
+
+
+@pytest.fixture
+def networks(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """The test module's `NETWORKS`, a Python file of model functions for the command line."""
+    path = tmp_path / "networks.py"
+    path.write_text(request.module.NETWORKS)
+    return path

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from sightline.compat.deltacnn import (
     DCActivation,
     DCAdaptiveAveragePooling,
     DCAdd,
+    DCBackend,
     DCBatchNorm2d,
     DCConcatenate,
     DCConv2d,
@@ -25,8 +27,18 @@ from sightline.compat.deltacnn import (
     DCMaxPooling,
     DCModule,
     DCSparsify,
+    DCThreshold,
     DCUpsamplingNearest2d,
 )
+
+
+def fresh_layers() -> Iterator[None]:
+    """A fixture's body: no layer of another test takes part, and the class attributes are as at import."""
+    DCThreshold.reset()
+    yield
+    DCThreshold.reset()
+    DCThreshold.t_default, DCThreshold.scale, DCThreshold.path = 0.0, 1.0, None
+    DCConv2d.backend = DCBackend.deltacnn
 
 
 def video(

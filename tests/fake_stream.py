@@ -26,6 +26,7 @@ class FakeStats:
 class FakeRunning:
     last: FakeStats = field(default_factory=FakeStats)
     total: FakeStats = field(default_factory=FakeStats)
+    budget: None = None
 
 
 @dataclass

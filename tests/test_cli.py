@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import sightline
+from commands import make_video, run
 from fake_stream import FakeStream
 from sightline.cli import demo, doctor, job, stream
-from sightline.cli.app import app
-from sightline.media import VideoWriter, open_source
+from sightline.media import open_source
 from sightline.models import LoadedModel
 
 NETWORKS = """
@@ -55,25 +54,8 @@ def vector():
 
 
 @pytest.fixture
-def networks(tmp_path: Path) -> Path:
-    path = tmp_path / "networks.py"
-    path.write_text(NETWORKS)
-    return path
-
-
-@pytest.fixture
 def video(tmp_path: Path) -> Path:
     return make_video(tmp_path / "gate.mp4", 8)
-
-
-def make_video(path: Path, count: int) -> Path:
-    still = np.random.default_rng(0).integers(0, 255, (4, 6, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
-    with VideoWriter(path, 10.0) as writer:
-        for index in range(count):
-            image = still.copy()
-            image[10:26, 4 * index : 4 * index + 12] = (255, 0, 0)
-            writer.write(image)
-    return path
 
 
 @pytest.fixture
@@ -81,16 +63,12 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[FakeStream]:
     """Replace the stream by its stand-in; the list holds those that were made."""
     made: list[FakeStream] = []
 
-    def make(loaded: LoadedModel, what: job.Job) -> FakeStream:
-        made.append(FakeStream(loaded.model, **what.stream))
+    def make(loaded: LoadedModel, what: job.Job, more: dict[str, Any]) -> FakeStream:
+        made.append(FakeStream(loaded.model, **what.stream, **more))
         return made[-1]
 
     monkeypatch.setattr(job, "_make_stream", make)
     return made
-
-
-def run(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def sentence(result: Any) -> str:
@@ -148,11 +126,13 @@ def test_a_whole_job_writes_video_report_and_numbers(networks: Path, video: Path
 def test_options_reach_the_stream_and_the_network(networks: Path, video: Path, fake: list[FakeStream], tmp_path: Path) -> None:
     result = run(
         "stream", video, "-m", f"{networks}:classify", "--threshold", 0.1, "--input-threshold", "15abs", "--noise", "block",
-        "--norm", "max", "--threshold-unit", "absolute", "--backend", "torch", "--frames", 3, "--start", 2,
+        "--norm", "max", "--threshold-unit", "absolute", "--backend", "torch", "--global-ops", "hold", "--frames", 3, "--start", 2,
         "--scale", 1, "--mean", "1,2,3", "--std", "2", "--bgr", "--json", tmp_path / "r.json",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    expected = {"threshold_unit": "absolute", "input_threshold": "15abs", "noise": "block", "norm": "max", "backend": "torch"}
+    expected = {
+        "threshold_unit": "absolute", "input_threshold": "15abs", "noise": "block", "norm": "max", "backend": "torch", "global_ops": "hold",
+    }  # fmt: skip
     assert fake[0].settings == expected
     assert fake[0].threshold == 0.1
     table = json.loads((tmp_path / "r.json").read_text())

@@ -20,8 +20,9 @@ from typer.testing import CliRunner
 import sightline as sl
 from sightline.cli import focus, focus_job
 from sightline.cli.app import app
-from sightline.cli.focus_area import AreaChoice, Detector
+from sightline.cli.focus_area import Detector
 from sightline.cli.focus_split import split_network
+from sightline.cli.inside import AreaChoice
 from sightline.cli.pictures import natural, open_pictures, read_mask, read_picture
 from sightline.errors import CaptureError, MediaError
 from sightline.media import open_source
@@ -76,13 +77,6 @@ def grey_only():
 def wants_large():
     return nn.Sequential(nn.Conv2d(3, 4, 80))
 """
-
-
-@pytest.fixture
-def networks(tmp_path: Path) -> Path:
-    path = tmp_path / "networks.py"
-    path.write_text(NETWORKS)
-    return path
 
 
 def picture(white: tuple[int, int, int, int] | None = (8, 16, 24, 40), seed: int = 0) -> Image.Image:
@@ -390,15 +384,17 @@ def test_sums_of_a_report() -> None:
         ImageRecord("a", 4, 4, 0.5, 0.4, 0.01, 0.03, 0.01, 0.02, 0.1, 0.2),
         ImageRecord("b", 4, 4, 0.1, 0.2, 0.01, 0.05, 0.01, 0.06, None, None),
     ]
-    report = FocusReport("t", {"skipped": {}}, {}, "box", "zero", {}, {}, clock="CPU time of 1 thread", images=records, dense_engine="X")
+    report = _report(source={"skipped": {}}, clock="CPU time of 1 thread", images=records, dense_engine="X")
     assert (report.area_size, report.mac_share, report.relative_l2) == pytest.approx((0.3, 0.3, 0.1))
     assert report.speedup == pytest.approx(4.0) and report.wall_speedup == pytest.approx(4.0)
     assert "took 0.25 of the dense network's time (X)" in report.verdict and "0.1 (relative L2)" in report.verdict
     records[0].dense_cpu_seconds = records[1].dense_cpu_seconds = 0.005
     assert "does not pay here: it took 2.00 times" in report.verdict
-    assert FocusReport("t", {}, {}, "", "zero", {}, {}, images=[ImageRecord("e", 1, 1, 0, 0, 1, 1, 1, 1, None, None)]).verdict.startswith(
-        "Nothing"
-    )
+    assert _report(images=[ImageRecord("e", 1, 1, 0, 0, 1, 1, 1, 1, None, None)]).verdict.startswith("Nothing")
+
+
+def _report(**fields: Any) -> FocusReport:
+    return FocusReport(**{"title": "t", "source": {}, "model": {}, "area": "box", "mode": "zero", "settings": {}, "versions": {}, **fields})
 
 
 # -- bad input ------------------------------------------------------------------------------------------------------------------------

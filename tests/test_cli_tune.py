@@ -11,13 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import sightline as sl
-from sightline.cli.app import app
-from sightline.media import VideoWriter
+from commands import make_video, run
 
 NETWORKS = """
 import torch
@@ -34,38 +31,17 @@ def other():
 
 
 @pytest.fixture
-def networks(tmp_path: Path) -> Path:
-    path = tmp_path / "networks.py"
-    path.write_text(NETWORKS)
-    return path
-
-
-@pytest.fixture
 def video(tmp_path: Path) -> Path:
-    return make_video(tmp_path / "gate.mp4", 10)
-
-
-def make_video(path: Path, count: int) -> Path:
-    still = np.random.default_rng(0).integers(0, 255, (4, 4, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
-    with VideoWriter(path, 10.0) as writer:
-        for index in range(count):
-            image = still.copy()
-            image[10:26, 4 * index : 4 * index + 12] = (255, 0, 0)
-            writer.write(image)
-    return path
-
-
-def command(*arguments: object) -> Any:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return make_video(tmp_path / "gate.mp4", 10, 4)
 
 
 def test_tune_then_stream(tmp_path: Path, networks: Path, video: Path) -> None:
     output, numbers, picture = tmp_path / "thresholds.json", tmp_path / "numbers.json", tmp_path / "frontier.svg"
-    run = command(
+    result = run(
         "tune", video, "-m", f"{networks}:segment", "-o", output, "--budget", 4, "--json", numbers, "--picture", picture, "--frames", 10
     )
-    assert run.exit_code == 0, run.output
-    assert "of dense" in run.stdout and "noise" in run.stdout and str(output) in run.stdout.replace("\n", "")
+    assert result.exit_code == 0, result.output
+    assert "of dense" in result.stdout and "noise" in result.stdout and str(output) in result.stdout.replace("\n", "")
     document = json.loads(numbers.read_text())
     assert 0 < document["error"] <= 4 and document["macs_share"] < 1 and document["frames_held_back"] == 2
     assert document["pixel_scale"] == pytest.approx([1 / 255] * 3)
@@ -73,17 +49,17 @@ def test_tune_then_stream(tmp_path: Path, networks: Path, video: Path) -> None:
     assert picture.stat().st_size > 2000 and not list(tmp_path.glob("*.checkpoint")) and not list(tmp_path.glob("*.partial*"))
 
     report = tmp_path / "report.json"
-    run = command("stream", video, "-m", f"{networks}:segment", "--thresholds", output, "--json", report, "-q")
-    assert run.exit_code == 0, run.output
+    result = run("stream", video, "-m", f"{networks}:segment", "--thresholds", output, "--json", report, "-q")
+    assert result.exit_code == 0, result.output
     told = json.loads(report.read_text())
     assert told["settings"]["threshold"] == str(output)
     stream = sl.stream(_module(networks), sl.Thresholds.read(output))
     assert stream._norm == "rms" and stream._noise == document["noise"]
 
-    run = command("stream", video, "-m", f"{networks}:other", "--thresholds", output, "-q")
-    assert run.exit_code == 1 and "another network" in run.stderr
-    run = command("stream", video, "-m", f"{networks}:segment", "--thresholds", numbers, "-q")
-    assert run.exit_code == 1 and "not a thresholds file" in run.stderr
+    result = run("stream", video, "-m", f"{networks}:other", "--thresholds", output, "-q")
+    assert result.exit_code == 1 and "another network" in result.stderr
+    result = run("stream", video, "-m", f"{networks}:segment", "--thresholds", numbers, "-q")
+    assert result.exit_code == 1 and "not a thresholds file" in result.stderr
 
 
 def _module(networks: Path) -> Any:
@@ -103,20 +79,20 @@ def _module(networks: Path) -> Any:
     ],
 )  # fmt: skip
 def test_wrong_usage(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
-    run = command("tune", "gate.mp4", "-m", "a.py:b", "-o", tmp_path / "t.json", *arguments)
-    assert run.exit_code == 2 and message in run.stderr
+    result = run("tune", "gate.mp4", "-m", "a.py:b", "-o", tmp_path / "t.json", *arguments)
+    assert result.exit_code == 2 and message in result.stderr
     assert not list(tmp_path.iterdir())
 
 
 def test_failures_are_one_sentence(tmp_path: Path, networks: Path, video: Path) -> None:
     output = tmp_path / "t.json"
-    short = command("tune", video, "-m", f"{networks}:segment", "-o", output, "--frames", 5)
-    missing = command("tune", tmp_path / "none.mp4", "-m", f"{networks}:segment", "-o", output)
-    unwritable = command("tune", video, "-m", f"{networks}:segment", "-o", tmp_path / "nowhere" / "t.json")
-    unfit = command("tune", video, "-m", f"{networks}:segment", "-o", output, "--metric", "detection_f1", "--budget", 0.1)
+    short = run("tune", video, "-m", f"{networks}:segment", "-o", output, "--frames", 5)
+    missing = run("tune", tmp_path / "none.mp4", "-m", f"{networks}:segment", "-o", output)
+    unwritable = run("tune", video, "-m", f"{networks}:segment", "-o", tmp_path / "nowhere" / "t.json")
+    unfit = run("tune", video, "-m", f"{networks}:segment", "-o", output, "--metric", "detection_f1", "--budget", 0.1)
     foreign = tmp_path / "c.json"
     foreign.write_text("{}")
-    checkpoint = command("tune", video, "-m", f"{networks}:segment", "-o", output, "--checkpoint", foreign)
+    checkpoint = run("tune", video, "-m", f"{networks}:segment", "-o", output, "--checkpoint", foreign)
     messages = (
         (short, "at least 6"),
         (missing, "none.mp4"),
@@ -124,15 +100,15 @@ def test_failures_are_one_sentence(tmp_path: Path, networks: Path, video: Path) 
         (unfit, "cannot read this network"),
         (checkpoint, "c.json"),
     )
-    for run, message in messages:
-        assert run.exit_code == 1 and message in run.stderr, run.output
-        assert len(run.stderr.strip().splitlines()) == 1, run.stderr
+    for result, message in messages:
+        assert result.exit_code == 1 and message in result.stderr, result.output
+        assert len(result.stderr.strip().splitlines()) == 1, result.stderr
     assert not output.exists()
 
 
 def test_interrupt_then_resume(tmp_path: Path, networks: Path) -> None:
     """Ctrl-C in mid-search: exit code 130, a sentence, and the same command goes on."""
-    video, output, checkpoint = make_video(tmp_path / "long.mp4", 16), tmp_path / "t.json", tmp_path / "kept.json"
+    video, output, checkpoint = make_video(tmp_path / "long.mp4", 16, 4), tmp_path / "t.json", tmp_path / "kept.json"
     arguments = ["tune", str(video), "-m", f"{networks}:segment", "-o", str(output), "--checkpoint", str(checkpoint), "--budget", "4"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
@@ -148,6 +124,6 @@ def test_interrupt_then_resume(tmp_path: Path, networks: Path) -> None:
     assert process.returncode == 130 and "stopped after" in errors and "kept.json" in errors
     assert not output.exists()
     finished = len(json.loads(checkpoint.read_text())["entries"])
-    run = command(*arguments)
-    assert run.exit_code == 0 and f"{finished} of them resumed" in run.stdout, run.output
+    result = run(*arguments)
+    assert result.exit_code == 0 and f"{finished} of them resumed" in result.stdout, result.output
     assert output.exists() and checkpoint.exists()  # one that the user named stays

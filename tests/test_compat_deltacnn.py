@@ -24,6 +24,7 @@ from deltacnn_networks import (
     Small,
     assert_exact,
     executed,
+    fresh_layers,
     video,
 )
 from sightline.compat import deltacnn
@@ -46,12 +47,7 @@ from sightline.errors import DTypeError, FrameError, ShapeError
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
-    """No layer of another test takes part, and the class attributes are as at import."""
-    DCThreshold.reset()
-    yield
-    DCThreshold.reset()
-    DCThreshold.t_default, DCThreshold.scale, DCThreshold.path = 0.0, 1.0, None
-    DCConv2d.backend = DCBackend.deltacnn
+    yield from fresh_layers()
 
 
 # -- its documented examples ------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from deltacnn_networks import (
     Plain,
     Small,
     executed,
+    fresh_layers,
     reference,
     video,
 )
@@ -43,12 +44,7 @@ from sightline.thresholds import ThresholdError
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
-    """No layer of another test takes part, and the class attributes are as at import."""
-    DCThreshold.reset()
-    yield
-    DCThreshold.reset()
-    DCThreshold.t_default, DCThreshold.scale, DCThreshold.path = 0.0, 1.0, None
-    DCConv2d.backend = DCBackend.deltacnn
+    yield from fresh_layers()
 
 
 # -- thresholds -------------------------------------------------------------------------------------------------------------------

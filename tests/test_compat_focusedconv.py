@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import zoo
 from sightline.compat import focusedconv
 from sightline.compat.focusedconv import AoI, AoIThresholder, FocusedConv2d
 from sightline.compat.focusedconv.convolution import FOCUSED_CONV_OP_MODES
 from sightline.errors import CaptureError, DTypeError, ShapeError
+from sightline.torchvision_import import import_torchvision
 
 # The two examples of focusedconv's README, as its users would write them. The import line is the only one that changes here,
 # and in the first the two names that are defined nowhere.
@@ -122,7 +122,7 @@ def test_the_advanced_example_runs(pyplot: Any, capsys: pytest.CaptureFixture[st
 
 
 def test_the_basic_example_runs_with_its_two_names_set_right(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    zoo.declare_torchvision_operators()
+    import_torchvision()
     models = pytest.importorskip("torchvision.models")
     vgg = importlib.import_module("torchvision.models.vgg")
 

@@ -19,6 +19,7 @@ import zoo
 from sightline.errors import MediaError, ShapeError
 from sightline.fields import Report, analyze, page, picture, svg
 from sightline.fields.diagnosis import RULES
+from sightline.torchvision_import import import_torchvision
 
 BIG = 112  # resolution that the networks are captured at
 
@@ -60,7 +61,7 @@ def report() -> Report:
 
 @pytest.fixture(scope="module")
 def resnet() -> Report:
-    zoo.declare_torchvision_operators()
+    import_torchvision()
     from torchvision.models import resnet18
 
     return analyze(resnet18(), (1, 3, BIG, BIG))

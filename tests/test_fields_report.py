@@ -21,6 +21,7 @@ from sightline.errors import CaptureError, ShapeError
 from sightline.fields import RULES, Report, Sketch, analyze, analyze_graph
 from sightline.fields.export import summary
 from sightline.graph.capture import capture
+from sightline.torchvision_import import import_torchvision
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +268,7 @@ def test_half_precision_and_other_settings_stay() -> None:
 
 
 def test_resnet101_is_analysed_in_a_tenth_of_a_second() -> None:
-    zoo.declare_torchvision_operators()
+    import_torchvision()
     from torchvision.models import resnet101
 
     with torch.device("meta"):

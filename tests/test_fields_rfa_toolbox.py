@@ -31,6 +31,7 @@ from sightline.compat.rfa_toolbox.graphs import (
     receptive_field_provider,
 )  # fmt: skip
 from sightline.errors import CaptureError, MediaError, ShapeError
+from sightline.torchvision_import import import_torchvision
 
 
 def chain(*layers: tuple[Any, Any]) -> EnrichedNetworkNode:
@@ -90,7 +91,7 @@ visualize_architecture(graph, "VGG16", input_res=32).view()
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Runs an example under the original's name, in an empty folder and on no screen."""
-    zoo.declare_torchvision_operators()
+    import_torchvision()
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)

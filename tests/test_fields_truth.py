@@ -16,6 +16,7 @@ import field_truth
 import zoo
 from graphs import Function
 from sightline.fields import LayerField, Report, analyze, analyze_graph
+from sightline.torchvision_import import import_torchvision
 
 
 def assert_every_unit(report: Report, model: nn.Module, layer: LayerField, *, ignore_gates: bool = False, margin: int = 0) -> None:
@@ -289,7 +290,7 @@ def test_figures_of_resnet50() -> None:
 
 
 def _classifiers() -> list[str]:
-    zoo.declare_torchvision_operators()
+    import_torchvision()
     import torchvision
 
     return list(torchvision.models.list_models(torchvision.models))

@@ -24,12 +24,13 @@ from random_cases import blocks_on_small_maps
 from sightline import kernels
 from sightline.errors import FrameError
 from sightline.graph.capture import capture
-from sightline.graph.executor import Executor, grid_of, run_chain
+from sightline.graph.executor import Executor, run_chain
 from sightline.graph.ir import Node
 from sightline.graph.lower import lower
 from sightline.graph.native import NativeExecutor
 from sightline.graph.needed import Masks, Needs, area_on
 from sightline.graph.plan import Plan, Step, make_plan
+from sightline.graph.rules import positions_of
 from sightline.graph.torch_executor import TorchExecutor
 
 NAN = float("nan")
@@ -203,7 +204,7 @@ def assert_within_where_needed(executor: Executor, masks: Masks, limits: dict[St
             return read
 
         exact, plain = (run_chain(executor.chain(step), of_type(dtype)) for dtype in (torch.float64, torch.float32))
-        size = grid_of(step.output)[1:]
+        size = positions_of(step.output)[1:]
         exact, plain, held = (value.reshape(*value.shape[:2], *size).movedim(1, -1)[need] for value in (exact, plain, held))
         delta = oracle.distance(exact - held.double(), norm)
         slack = oracle.allowed(plain, exact) + 1e-5 * float(exact.abs().max())

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from sightline.report import html
 from sightline.report.data import FrameRecord, MeasureRecord, RunReport, SampleRecord
-from sightline.report.html import Line, Thumbnail, axis_ticks, line_chart, render, thin
+from sightline.report.html import Line, axis_ticks, line_chart, render, thin
+from sightline.report.page import Thumbnail
 
 
 def make_report(frames: int = 10, samples: int = 3, streamed: float = 0.01, dense: float = 0.05) -> RunReport:

@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 import sightline as sl
+from sightline.pixels import pixel_scale_of
 from sightline.thresholds import ThresholdError
 from sightline.tune.checkpoint import Checkpoint
 from sightline.tune.measure import Measurer, Outcome, Settings, Trial
 from sightline.tune.metrics import detection_f1, make_metric, task_metric
 from sightline.tune.picture import draw_frontier
-from sightline.tune.pixels import pixel_scale_of
 from sightline.tune.report import Point, TuneReport
 from sightline.tune.search import choose, fit
 

@@ -1,7 +1,6 @@
 """The model zoo of the tests: torchvision and timm networks of many families, small inputs, random but lively weights.
 
-torchvision's wheel does not import beside a CPU build of torch unless two of its operators are declared; that is done here, and only
-here. What belongs here: building networks and frames. What does not: assertions.
+What belongs here: building networks and frames. What does not: assertions.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_DECLARED: list[torch.library.Library] = []  # a library is withdrawn when it is garbage-collected
+from sightline.torchvision_import import import_torchvision
 
 
 @dataclass(frozen=True)
@@ -100,23 +99,13 @@ ZOO: dict[str, Entry] = {
 }
 
 
-def declare_torchvision_operators() -> None:
-    """Declare the two operators without which ``import torchvision`` fails beside a CPU build of torch."""
-    for name in ("nms", "qnms"):
-        if hasattr(torch.ops.torchvision, name):
-            continue
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _DECLARED.append(library)
-
-
 def build(name: str) -> nn.Module:
     """A network of the zoo in eval mode; weights and batch-norm statistics are random, the same ones every time."""
     entry = ZOO[name]
     with torch.random.fork_rng([]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside the libraries
         torch.manual_seed(1)
-        declare_torchvision_operators()  # timm imports torchvision too
+        import_torchvision()  # timm imports torchvision too
         if entry.library == "torchvision":
             from torchvision.models import get_model
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sightline import fields, geometry
 from sightline.area import AreaOfInterest
+from sightline.budget import Budget, BudgetStats
 from sightline.errors import (
     BackendError,
     CaptureError,
@@ -35,6 +36,8 @@ __version__ = "0.1.0"
 __all__ = [
     "AreaOfInterest",
     "BackendError",
+    "Budget",
+    "BudgetStats",
     "Calibration",
     "CaptureError",
     "DTypeError",

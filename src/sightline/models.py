@@ -29,7 +29,9 @@ import torch
 
 from sightline.errors import CaptureError
 from sightline.graph.ir import Graph
+from sightline.torchvision_import import import_torchvision
 
+_VISION = ("torchvision", "timm")
 FORMS = "torchvision:NAME, timm:NAME, path.py:callable, file.pt2 or file.onnx"
 
 
@@ -90,7 +92,7 @@ def parse_spec(spec: str) -> ModelSpec:
     ModelSpec(kind='torchvision', target='resnet18', attribute='')
     """
     library, colon, rest = spec.partition(":")
-    if colon and library in ("torchvision", "timm") and rest:
+    if colon and library in _VISION and rest:
         return ModelSpec(library, rest)
     path, colon, attribute = spec.rpartition(":")
     if colon and path.endswith(".py") and attribute:
@@ -190,6 +192,9 @@ def _load_python(spec: ModelSpec, weights: str | None) -> LoadedModel:
     sys.modules[module_spec.name] = module
     sys.path.insert(0, str(path.resolve().parent))  # so that the file can import its neighbours, as a script can
     try:
+        if any(name in path.read_text(encoding="utf-8", errors="replace") for name in _VISION):
+            with contextlib.suppress(Exception):  # if that fails, the file's own import says why
+                import_torchvision()
         module_spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise CaptureError(f"model: {spec.target!r} does not import: {_one_line(error, path)}; fix the file first") from error
@@ -328,6 +333,8 @@ def _clear_failure(what: str) -> Iterator[None]:
 
 def _import(module: str, package: str) -> Any:
     try:
+        if package in _VISION and importlib.util.find_spec("torchvision") is not None:
+            import_torchvision()  # timm imports it too
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != package:

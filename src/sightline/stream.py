@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from sightline.area import AreaOfInterest
+from sightline.budget import Budget, Control
+from sightline.checks import Checks
 from sightline.errors import CaptureError, DeviceError, DTypeError, FrameError, ShapeError
 from sightline.explain import Explanation
 from sightline.graph import native
@@ -29,7 +32,7 @@ from sightline.graph.prepare import check_frame, graph_of
 from sightline.graph.torch_executor import TorchExecutor
 from sightline.partial import PartialModel
 from sightline.stats import Site, Stats
-from sightline.thresholds import Thresholds
+from sightline.thresholds import HELD_GATE, Thresholds
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram  # noqa: TID251  (a name for the type checker only)
@@ -48,6 +51,8 @@ def stream(
     norm: str = "rms",
     noise: str | None = None,
     aoi: AreaOfInterest | None = None,
+    global_ops: str = "exact",
+    budget: float | Budget | None = None,
     backend: str = "auto",
     dtype: torch.dtype | None = None,
     example: torch.Tensor | None = None,
@@ -75,10 +80,22 @@ def stream(
         aoi: compute only what changed and is needed for this area of every output; it may be edited or moved between frames. Inside the
             area the output is that of a stream without one, at every frame; outside it holds what was last computed there, or 0.
             Of the frame, only what the area needs is read. None: everywhere.
+        global_ops: what to do with global gates: values without positions that are multiplied, added or spread over a whole map
+            (squeeze-excite, pooled context), which must be recomputed whole whenever the gate moves. "exact": gates have thresholds like
+            any call site. "hold": a gate keeps its value until it has moved by more than a threshold of its own: 0.25 standard deviations
+            over its channels, or the ordinary one where that is larger. `thresholds` shows it under the gate's name; a mapping
+            that names a gate decides. `stats` and `explain()` say how often gates moved.
+        budget: what to hold by scaling all thresholds together while frames come: a number, the largest error in noise units (1.0: as much
+            as invisible noise of one grey level would change), or a `Budget` with another metric or a time per frame. Where all thresholds
+            are 0, a mild family of them takes their place on the first frame. An error is held by comparing with a dense run at every
+            hundredth frame, more often at the start; that frame's output is the dense one (with `aoi`: 0 outside the area). `stats.budget`
+            says how it stands. None: thresholds stay as they are.
         backend: "auto" (native where it can, else torch), "native" or "torch".
         dtype: element type to compute in, and of the outputs (those of a model that is captured in parts keep their own); default: the
-            frame's. The native executor takes float32 and bfloat16 (maps and weights; sums are float32). bfloat16 halves the state
-            and, where the CPU has instructions for it (`sightline doctor`), the time; elsewhere it is emulated and slower than float32.
+            frame's, which must be that of the model's weights. The native executor takes float32 and bfloat16 (maps and weights; sums are
+            float32). bfloat16 halves the state and, where the CPU has instructions for it (`sightline doctor`), the time; elsewhere it is
+            emulated and slower than float32. float16 models and frames are computed in float32, and only outputs are rounded to float16.
+            float64, float16 if it is asked for here, and other devices run on the torch executor.
         example: a tensor like the frames to come; if given, the model is captured now and not at the first frame.
 
     Returns:
@@ -89,7 +106,7 @@ def stream(
         CaptureError: the model cannot be captured.
         BackendError: backend="native" cannot run this model here.
 
-    Exact when: every threshold is 0 and noise is not "vote"; the native executor is then bit-equal to its own dense run.
+    Exact when: every threshold is 0, noise is not "vote" and no gate is held; the native executor is then bit-equal to its own dense run.
     Cost: of each layer, the share of its sites that can have changed; one copy of every held map as state.
     Source: hold-and-recompute, docs/design.md; compare CBinfer (arXiv 1704.04313) and DeltaCNN (arXiv 2203.03996).
 
@@ -113,6 +130,8 @@ def stream(
         norm=norm,
         noise=noise,
         aoi=aoi,
+        global_ops=global_ops,
+        budget=budget,
         backend=backend,
         dtype=dtype,
         example=example,
@@ -139,6 +158,8 @@ class Stream:
         norm: str = "rms",
         noise: str | None = None,
         aoi: AreaOfInterest | None = None,
+        global_ops: str = "exact",
+        budget: float | Budget | None = None,
         backend: str = "auto",
         dtype: torch.dtype | None = None,
         example: torch.Tensor | None = None,
@@ -148,6 +169,7 @@ class Stream:
         _one_of("threshold_unit", threshold_unit, ("std", "absolute"))
         _one_of("norm", norm, ("rms", "max", "l2"))
         _one_of("noise", noise, (None, "vote", "block"))
+        _one_of("global_ops", global_ops, ("exact", "hold"))
         _one_of("backend", backend, ("auto", "native", "torch"))
         if aoi is not None and not isinstance(aoi, AreaOfInterest):
             raise DTypeError(f"`aoi` must be a sightline.AreaOfInterest or None; got {type(aoi).__name__}. Wrap a mask in one.")
@@ -157,7 +179,12 @@ class Stream:
         self._default: float | Mapping[str, float] = threshold if isinstance(threshold, Mapping) else _threshold("threshold", threshold)
         self._input_threshold, suffix = _parse_input_threshold(input_threshold)
         self._norm, self._noise, self._backend, self._dtype = norm, noise, backend, dtype
+        self._global_ops = global_ops
+        self._unset_gates: dict[str, float] = {}  # absolute thresholds of held gates whose unit is not known yet -> what they show
         self._aoi = aoi
+        budget = Budget.of(budget)
+        self._checks = None if budget is None else Checks(Control(budget))
+        self._scaled = 1.0  # factor that the executor's thresholds have now
         self._needs: Needs | None = None
         self._unitless = False  # with an area: a map has a threshold but no deviation yet, since nothing of it was ever needed
         self._area = -1  # version of the area that the executor works with
@@ -170,13 +197,14 @@ class Stream:
         self._partial: PartialModel | None = None
         self._std: dict[Step, float] = {}
         self._sites: list[Site] = []
+        self._gates: list[Step] = []  # those among them
         self._input_shown: float | None = None  # what the mapping shows for an absolute `input_threshold`
         self._seen_version = -1
         self.thresholds = Thresholds(unit=threshold.unit if isinstance(threshold, Thresholds) else threshold_unit)
         if suffix == "std" and self.thresholds.unit == "absolute":
             raise ValueError(f"`input_threshold` is {input_threshold!r}, but the thresholds are absolute; give a plain number.")
         self._input_absolute = suffix == "abs" and self.thresholds.unit != "absolute"  # else: the same unit as all others
-        self.stats = Stats()
+        self.stats = self._new_stats()
         if example is not None:
             self._prepare(self._checked(example))
 
@@ -212,16 +240,18 @@ class Stream:
                 self._apply_area(self._aoi, executor, frame)
             self._apply_thresholds()
             first = executor.fresh
-            start = time.perf_counter()
+            start = self._clock()
             self._run(executor, frame)
             outputs = self._outputs()
-            seconds = time.perf_counter() - start
+            seconds = self._clock() - start
             if first:
                 self._std.clear()
                 self._seen_version = -1
                 self._apply_thresholds()
             self._count(seconds)
-            return outputs
+            return outputs if self._checks is None else self._hold_budget(self._checks, frame, outputs, seconds)
+
+    _clock = staticmethod(time.perf_counter)
 
     def _run(self, executor: Executor, frame: torch.Tensor) -> None:
         try:
@@ -239,6 +269,8 @@ class Stream:
         assert self._executor is not None
         graph = self._plan.graph
         values = [self._output(self._executor, node) for node in graph.outputs]
+        if self._dtype is None and graph.input.dtype == torch.float16:  # natively that is computed in float32
+            values = [v.to(n.dtype) if isinstance(v, torch.Tensor) and n.dtype else v for v, n in zip(values, graph.outputs, strict=True)]
         return values[0] if graph.output_tree is None else pytree.tree_unflatten(values, graph.output_tree)
 
     def _output(self, executor: Executor, node: Node) -> object:
@@ -275,8 +307,61 @@ class Stream:
     def _count(self, seconds: float) -> None:
         assert self._executor is not None
         if not self._sites:
-            self._sites = [Site(step.name, self._executor.positions(step), step.macs) for step in self._executor.counted]
-        self.stats.add(self._sites, self._executor.site_counts(), seconds)
+            counted = self._executor.counted
+            self._sites = [Site(step.name, self._executor.positions(step), step.macs, step.gate) for step in counted]
+            self._gates = [step for step in counted if step.gate]
+        moved = [self._executor.moved(step) for step in self._gates]
+        self.stats.add(self._sites, self._executor.site_counts(), seconds, moved)
+
+    # -- budget -----------------------------------------------------------------------------------------------------------
+
+    def _new_stats(self) -> Stats:
+        stats = Stats()
+        stats.budget = None if self._checks is None else self._checks.control.stats
+        return stats
+
+    def _hold_budget(self, checks: Checks, frame: torch.Tensor, outputs: Any, seconds: float) -> Any:
+        """Takes account of a frame, checks it if a check is due, and scales the thresholds; returns what the user gets."""
+        control = checks.control
+        assert self._executor is not None
+        held = {step.name for step in self._executor.plan.steps if step.gate} if self._global_ops == "hold" else set()
+        if self.thresholds and not any(value for name, value in self.thresholds.items() if name not in held):
+            family = checks.starting_thresholds(self._executor, frame, self.thresholds.unit)
+            self.thresholds.update({name: max(value, self.thresholds[name]) for name, value in family.items()})
+        if control.due:
+            outputs = checks.check(frame, lambda: self._inside(outputs), self._run_densely)
+        control.frame(seconds, self.stats.last_share)
+        if control.factor != self._scaled:
+            self._seen_version = -1
+        return outputs
+
+    def _run_densely(self, frame: torch.Tensor) -> Any:
+        """Starts anew with a frame; its cost is part of the last frame's."""
+        executor = self._executor
+        assert executor is not None
+        start = self._clock()
+        executor.reset()
+        if self._aoi is not None:
+            self._apply_area(self._aoi, executor, frame)
+        for step in executor.plan.steps:
+            executor.set_threshold(step, 0.0)  # whatever they are set to next is then no reduction, which would cost a whole frame
+        self._seen_version = -1
+        self._run(executor, frame)
+        outputs = self._outputs()
+        self.stats.add_to_last(executor.site_counts(), self._clock() - start)
+        return outputs
+
+    def _inside(self, outputs: Any) -> Any:
+        """What a dense run can be compared with: with an area, nothing outside it."""
+        if self._aoi is None:
+            return outputs
+        assert self._plan is not None
+        values = [outputs] if self._plan.graph.output_tree is None else pytree.tree_leaves(outputs)
+        shown = [self._shown.get(node) for node in self._plan.graph.outputs]
+        return [
+            value if mask is None else torch.where(mask.reshape(over(mask, value)), value, torch.zeros((), dtype=value.dtype))
+            for value, mask in zip(values, shown, strict=True)
+        ]
 
     def _checked(self, frame: torch.Tensor) -> torch.Tensor:
         frame = check_frame(frame)
@@ -302,12 +387,13 @@ class Stream:
             except CaptureError as error:
                 if not isinstance(self._model, nn.Module) or self._backend == "native":
                     raise
-                if self._aoi is not None:
-                    raise CaptureError(f"{error} With `aoi`, a model must be captured whole.") from error
+                if self._aoi is not None or self._checks is not None:
+                    which = "budget" if self._aoi is None else "aoi"
+                    raise CaptureError(f"{error} With `{which}`, a model must be captured whole.") from error
                 self._partial = PartialModel(self._model, frame, self._part, error)
                 self._signature = self._signature_of_plan = signature
                 return
-            self._lowered = native.lowered_for(plan, self._backend, self._dtype)
+            self._lowered = native.lowered_for(plan, self._backend, self._dtype or native.computed_type(frame.dtype))
             _copy_weights(plan.steps if self._lowered is None else self._lowered.reasons)
             self._plan, self._signature_of_plan, self._partial = plan, signature, None
         if self._partial is not None:
@@ -334,6 +420,7 @@ class Stream:
             threshold_unit=self.thresholds.unit,
             norm=self._norm,
             noise=self._noise,
+            global_ops=self._global_ops,
             backend=self._backend,
             dtype=self._dtype,
         )
@@ -355,8 +442,9 @@ class Stream:
         seconds = time.perf_counter() - start
         parts = list(partial.streams())
         if len(self._sites) != sum(len(part._sites) for _, part in parts):
-            self._sites = [Site(f"{prefix}.{site.name}", site.positions, site.macs) for prefix, part in parts for site in part._sites]
-        self.stats.add(self._sites, [count for _, part in parts for count in part.stats.last_counts], seconds)
+            self._sites = [replace(site, name=f"{prefix}.{site.name}") for prefix, part in parts for site in part._sites]
+        moved = [value for _, part in parts for value in part.stats.last_moved]
+        self.stats.add(self._sites, [count for _, part in parts for count in part.stats.last_counts], seconds, moved)
         names = {f"{prefix}.{name}": value for prefix, part in partial.streams() for name, value in part.thresholds.items()}
         if list(self.thresholds) != list(names):
             known = {**(self._default if isinstance(self._default, Mapping) else {}), **self.thresholds}
@@ -379,6 +467,7 @@ class Stream:
         if isinstance(given, Thresholds):
             given.check_names(names)
         values = {name: float(given.get(name, 0.0)) for name in names}
+        self._hold_gates(values)
         if self._input_threshold is not None and not self._input_absolute and "input" in values:
             values["input"] = self._input_threshold
         edited = dict(self.thresholds)  # before the first frame, or at another size
@@ -390,16 +479,39 @@ class Stream:
         self.thresholds = fresh
         self._input_shown = fresh.get("input")
 
+    def _hold_gates(self, values: dict[str, float]) -> None:
+        """Gives held gates their own thresholds, but those that the user's mapping names."""
+        assert self._plan is not None
+        named = self._default if isinstance(self._default, Mapping) else ()
+        self._unset_gates.clear()
+        for step in self._plan.steps:
+            if self._global_ops == "exact" or not step.gate or step.name in named:
+                continue
+            if self.thresholds.unit == "std":
+                values[step.name] = max(values[step.name], HELD_GATE)
+            else:
+                self._unset_gates[step.name] = values[step.name]
+
+    def _show_held_gates(self, executor: Executor, steps: Iterable[Step]) -> None:
+        """Absolute thresholds of held gates, as soon as the standard deviations are known."""
+        for step in steps:
+            shown = self._unset_gates.pop(step.name, None)
+            if shown is not None and self.thresholds[step.name] == shown:
+                self.thresholds[step.name] = max(shown, HELD_GATE * executor.std(step))
+
     def _apply_thresholds(self) -> None:
         """Turns thresholds into absolute numbers where the executor needs them."""
         executor, plan = self._executor, self._plan
         if executor is None or plan is None or (self._seen_version == self.thresholds.version and not self._unitless):
             return
         self._unitless = False
+        if self._unset_gates and not executor.fresh:
+            self._show_held_gates(executor, plan.steps)
+        self._scaled = 1.0 if self._checks is None else self._checks.control.factor
         for step in plan.steps:
-            value = self.thresholds[step.name] if step.truncates else 0.0
-            if step.head.op == "input" and self._input_absolute and value == self._input_shown:
-                value = self._show_input_threshold(step, executor)
+            value = self.thresholds[step.name] * self._scaled if step.truncates else 0.0
+            if step.head.op == "input" and self._input_absolute and self.thresholds.get(step.name) == self._input_shown:
+                value = self._show_input_threshold(step, executor) * self._scaled
             elif value > 0 and self.thresholds.unit == "std":
                 if executor.fresh:
                     continue  # the first frame is published whole; its statistics give the unit
@@ -429,7 +541,9 @@ class Stream:
         """Forgets all frames and counters. The next frame may have another size, type or device; it is computed densely."""
         with self._lock:
             self._signature = None
-            self.stats = Stats()
+            if self._checks is not None:
+                self._checks = Checks(self._checks.control.restarted())
+            self.stats = self._new_stats()
             self._sites = []
             self._std.clear()
             self._seen_version = -1
@@ -447,9 +561,14 @@ class Stream:
                 norm=self._norm,
                 noise=self._noise,
                 aoi=self._aoi,
+                global_ops=self._global_ops,
                 backend=self._backend,
                 dtype=self._dtype,
             )
+            twin._unset_gates = dict(self._unset_gates)
+            if self._checks is not None:
+                twin._checks = Checks(self._checks.control.restarted())
+                twin.stats = twin._new_stats()
             twin._input_threshold, twin._input_absolute = self._input_threshold, self._input_absolute
             twin._input_shown = self._input_shown
             twin.thresholds.update(self.thresholds)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from sightline.errors import MediaError, SightlineError
 
+HELD_GATE = 0.25
+"""Threshold of gates with `global_ops="hold"`, in standard deviations of a gate's values. Measured: see docs/models.md."""
 _FORMAT = "sightline-thresholds"
 
 
@@ -36,6 +40,8 @@ class Thresholds(MutableMapping[str, float]):
         unit: "std" or "absolute", see `stream`.
         noise, norm: the input filter and the norm that the values were tuned with, which a stream made from them uses; None: not known.
         report: of `tune`, where they come from it; not saved.
+        tuning: what `tune` measured, as plain numbers (metric, budget, error, work, objective, and the points of saving against error under
+            "frontier"); saved with the thresholds; None: not tuned.
     """
 
     def __init__(self, values: Mapping[str, float] | None = None, unit: str = "std") -> None:
@@ -46,6 +52,7 @@ class Thresholds(MutableMapping[str, float]):
         self.noise: str | None = None
         self.norm: str | None = None
         self.report: Any = None
+        self.tuning: dict[str, Any] | None = None
         for name, value in (values or {}).items():
             self[name] = value
 
@@ -92,16 +99,22 @@ class Thresholds(MutableMapping[str, float]):
         return f"there is no call site '{name}' that takes a threshold.{hint} `stream.explain()` lists them all."
 
     def save(self, path: str | Path) -> None:
-        """Writes the thresholds as JSON, keyed by call-site name.
+        """Writes the thresholds as JSON, keyed by call-site name; the file appears whole or not at all.
 
         Raises:
             MediaError: the file cannot be written.
         """
         tuned = {} if self.norm is None else {"noise": self.noise, "norm": self.norm}
         content: dict[str, Any] = {"format": _FORMAT, "version": 1, "unit": self.unit, **tuned, "thresholds": self._values}
+        if self.tuning is not None:
+            content["tuning"] = self.tuning
+        partial = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.partial")
         try:
-            Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            partial.replace(path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
             raise MediaError(f"cannot write thresholds to '{path}': {error.strerror or error}. Choose a writable path.") from error
 
     def load(self, path: str | Path) -> None:
@@ -134,7 +147,7 @@ class Thresholds(MutableMapping[str, float]):
         """
         content, values = _read(path)
         thresholds = cls(values, str(content.get("unit")))
-        thresholds.noise, thresholds.norm = content.get("noise"), content.get("norm")
+        thresholds.noise, thresholds.norm, thresholds.tuning = content.get("noise"), content.get("norm"), content.get("tuning")
         thresholds._fix()
         return thresholds
 
@@ -164,6 +177,8 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, float]]:
     for key, allowed in (("unit", ("std", "absolute")), ("noise", (None, "vote", "block")), ("norm", (None, "rms", "max", "l2"))):
         if content.get(key) not in allowed:
             raise MediaError(f"cannot read thresholds from '{path}': '{key}' is {content.get(key)!r}, expected one of {allowed}.")
+    if not isinstance(content.get("tuning", {}), dict):
+        raise MediaError(f"cannot read thresholds from '{path}': 'tuning' is {type(content['tuning']).__name__}, expected an object.")
     try:
         return content, dict(Thresholds(content["thresholds"]))
     except (TypeError, ValueError) as error:

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from sightline.cli.console import tell
 from sightline.errors import SightlineError
 
 app = typer.Typer(
@@ -41,27 +42,23 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except SightlineError as error:
-        _complain(str(error))
+        tell(str(error))
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        _complain("stopped; no file was written")
+        tell("stopped; no file was written")
         raise typer.Exit(_INTERRUPTED) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains again at exit
         raise typer.Exit(1) from None
     except MemoryError:
-        _complain("the memory is exhausted; use a smaller --size or network")
+        tell("the memory is exhausted; use a smaller --size or network")
         raise typer.Exit(1) from None
     except Exception as error:
         reason = " ".join(str(error).split())
-        _complain(f"this should not have happened ({type(error).__name__}: {reason}); SIGHTLINE_DEBUG=1 shows where, please report it")
+        tell(f"this should not have happened ({type(error).__name__}: {reason}); SIGHTLINE_DEBUG=1 shows where, please report it")
         raise typer.Exit(1) from None
     finally:
         torch_log.setLevel(level)
-
-
-def _complain(sentence: str) -> None:
-    print(f"sightline: {' '.join(sentence.split())}", file=sys.stderr)
 
 
 def _version(wanted: bool) -> None:
@@ -104,8 +101,21 @@ def stream_command(
     input_threshold: Annotated[
         str | None, typer.Option(help="The same for the input frame; '15abs' is in the network's input units. Default: --threshold.")
     ] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="1.0|20ms", help="Hold this error (noise units) or time per frame by scaling the thresholds.")
+    ] = None,
+    check: Annotated[
+        int | None, typer.Option(min=2, help="Measure the error in noise units at every so many frames (two dense runs each).")
+    ] = None,
+    aoi: Annotated[
+        list[str] | None,
+        typer.Option(metavar="Y0,X0,Y1,X1|MASK", help="Compute only what this box (may be repeated), or mask image, needs."),
+    ] = None,
     noise: Annotated[str | None, typer.Option(help="Input changes by: vote (of 5x5 pixels) or block (8x8). Default: pixel.")] = None,
     norm: Annotated[str, typer.Option(help="Over channels: rms, max or l2.")] = "rms",
+    global_ops: Annotated[
+        str, typer.Option(help="Squeeze-excite and other global gates: exact, or hold (until they moved by more than their own threshold).")
+    ] = "exact",
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Input of the network. Default: the video's, in multiples of 32.")] = None,
     output: Output = None,
     report: Report = None,
@@ -137,6 +147,8 @@ def stream_command(
     options = stream.StreamOptions(
         model=model, threshold=threshold, threshold_unit=threshold_unit, input_threshold=input_threshold, noise=noise, norm=norm,
         size=size, mean=mean, std=std, scale=scale, bgr=bgr, compare=compare, task=task, view=view, backend=backend, dtype=dtype,
+        global_ops=global_ops,
+        budget=budget, check=check, aoi=aoi or (),
     )  # fmt: skip
     try:
         job = stream.make_job(options, video)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sightline.cli.console import tell, warn
 from sightline.errors import CaptureError, SightlineError
 from sightline.media import write_text
 from sightline.models import LoadedModel, load_model, parse_spec
@@ -270,14 +271,11 @@ def _gate(diagnosis: Diagnosis, request: Request) -> bool:
         if whole and part / whole > limit:
             broken.append(f"{part / whole:.1%} of the {unit} wasted at {size}, at most {limit:.1%} allowed: by {_listed(unproductive)}")
     for sentence in broken:
-        print(f"sightline: {sentence}", file=sys.stderr)
+        tell(sentence)
     limited = bool(request.shares) or any(limit is not None for _, _, limit in counted[:2])
     if limited and diagnosis.undecided and options.max_unknown is None:
         layers = list(diagnosis.undecided)
-        print(
-            f"sightline: warning: {len(layers)} layers could not be judged, because their fields are unknown: {_listed(layers)}",
-            file=sys.stderr,
-        )
+        warn([f"{len(layers)} layers could not be judged, because their fields are unknown: {_listed(layers)}"])
     return not broken
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sightline.cli.focus_area import AreaChoice, Box
+from sightline.cli.console import check_choices, print_files, print_table, progress_bar, tell, warn
 from sightline.cli.focus_job import FocusJob, Progress, run_focus_job
+from sightline.cli.inside import AreaChoice, parse_box
 from sightline.cli.job import Preprocess
 from sightline.cli.stream import parse_size, parse_triple
 from sightline.models import parse_spec
@@ -65,9 +64,7 @@ def make_job(options: FocusOptions, source: str) -> FocusJob:
         ValueError: naming the option, what was expected and what came.
     """
     parse_spec(options.model)
-    for name, allowed in _CHOICES.items():
-        if getattr(options, name) not in allowed:
-            raise ValueError(f"--{name}: expected one of {', '.join(allowed)}; got {getattr(options, name)!r}")
+    check_choices(options, _CHOICES)
     return FocusJob(
         source=source,
         model=options.model,
@@ -125,24 +122,6 @@ def _area(options: FocusOptions) -> AreaChoice:
     )
 
 
-def parse_box(text: str) -> Box:
-    """Read ``y0,x0,y1,x1``: whole pixels, the end not included.
-
-    >>> parse_box("10,20,110,220")
-    (10, 20, 110, 220)
-    """
-    try:
-        values = [int(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) != 4:
-        raise ValueError(f"--box: expected y0,x0,y1,x1 in whole pixels, for example 100,200,300,500; got {text!r}")
-    y0, x0, y1, x1 = values
-    if y1 <= y0 or x1 <= x0:
-        raise ValueError(f"--box: y1 must be larger than y0 and x1 than x0 (top, left, bottom, right); got {text!r}")
-    return y0, x0, y1, x1
-
-
 def run(job: FocusJob, quiet: bool) -> bool:
     """Run a job with a progress bar, and print its numbers.
 
@@ -153,54 +132,25 @@ def run(job: FocusJob, quiet: bool) -> bool:
     Returns:
         Whether the user stopped it early.
     """
-    with _progress_bar(quiet) as on_progress:
+    with progress_bar(quiet, "focusing", "reading the images and preparing the network") as show:
+
+        def on_progress(progress: Progress) -> None:
+            words = f"area {100 * progress.area:.1f} %  MACs {100 * progress.mac_share:.1f} %  {progress.speedup:.1f}x"
+            show(progress.done, progress.total, words)
+
         report = run_focus_job(job, on_progress)
-    for warning in report.warnings:
-        print(f"sightline: warning: {' '.join(warning.split())}", file=sys.stderr)
+    warn(report.warnings)
     if report.interrupted:
-        print(f"sightline: stopped after {len(report.images)} images; the files hold what was done so far", file=sys.stderr)
+        tell(f"stopped after {len(report.images)} images; the files hold what was done so far")
     if not quiet:
-        print_summary(report)
+        print_table(report.title, report.summary(), report.verdict)
+        _print_outputs(report)
     return report.interrupted
 
 
-def print_summary(report: FocusReport) -> None:
-    """Print the closing table and where the files lie."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table(title=report.title, title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column()
-    for name, value in report.summary():
-        table.add_row(name, value)
-    console.print(table)
-    console.print(report.verdict, soft_wrap=True, highlight=False)
+def _print_outputs(report: FocusReport) -> None:
     pictures = [(kind, path) for kind, path in report.outputs.items() if kind.startswith("picture ")]
-    for kind, path in [*pictures[:_SHOWN_FILES], *(item for item in report.outputs.items() if item not in pictures)]:
-        console.print(f"{kind.partition(' ')[0]}: {path}", soft_wrap=True, highlight=False, markup=False)
+    others = [item for item in report.outputs.items() if item not in pictures]
+    print_files((kind.partition(" ")[0], path) for kind, path in [*pictures[:_SHOWN_FILES], *others])
     if len(pictures) > _SHOWN_FILES:
-        console.print(f"... and {len(pictures) - _SHOWN_FILES} more pictures beside them", highlight=False)
-
-
-@contextlib.contextmanager
-def _progress_bar(quiet: bool) -> Iterator[Callable[[Progress], None]]:
-    """A live bar on standard error where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda progress: None
-        return
-    live = TextColumn("{task.fields[live]}")
-    with Bar(TextColumn("focusing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), live, console=console) as bar:
-        task = bar.add_task("focusing", total=None, live="reading the images and preparing the network")
-
-        def show(progress: Progress) -> None:
-            words = f"area {100 * progress.area:.1f} %  MACs {100 * progress.mac_share:.1f} %  {progress.speedup:.1f}x"
-            bar.update(task, completed=progress.done, total=progress.total, live=words)
-
-        yield show
+        print(f"... and {len(pictures) - _SHOWN_FILES} more pictures beside them")

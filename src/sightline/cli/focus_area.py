@@ -6,57 +6,21 @@ itself (`sightline.cli.focus_split`), and running networks on them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from sightline.area import AreaOfInterest
+from sightline.cli.inside import AreaChoice, area_of_boxes
 from sightline.cli.job import Preprocess, first_line, rounded
 from sightline.cli.pictures import Picture, read_mask
-from sightline.errors import CaptureError, ShapeError, SightlineError
+from sightline.errors import CaptureError, SightlineError
 from sightline.models import load_model
 from sightline.tasks import output_tensors
 from sightline.tasks.centerface import decode, is_centerface
 
-Box = tuple[int, int, int, int]
 Finder = Callable[[Picture], AreaOfInterest]
-
-
-@dataclass(frozen=True)
-class AreaChoice:
-    """Where to look, as told on the command line; exactly one of the first four is set.
-
-    Attributes:
-        boxes: (y0, x0, y1, x1) in pixels of the picture.
-        mask: image file, of any size.
-        brightness: threshold of an fCNN; `split` is the layer whose output is compared with it, None: chosen.
-        detector: model whose boxes are the area, with its `detector_weights` and the (width, height) of its input, `detector_size`;
-            boxes of at least `score` count, larger by `margin` pixels.
-    """
-
-    boxes: tuple[Box, ...] = ()
-    mask: Path | None = None
-    brightness: float | None = None
-    detector: str | None = None
-    split: str | None = None
-    detector_weights: str | None = None
-    detector_size: tuple[int, int] | None = None
-    score: float = 0.5
-    margin: int = 0
-
-    @property
-    def text(self) -> str:
-        """The choice in a few words."""
-        if self.boxes:
-            return f"{'box' if len(self.boxes) == 1 else 'boxes'} {' and '.join(','.join(map(str, box)) for box in self.boxes)}"
-        if self.mask is not None:
-            return f"mask {self.mask.name}"
-        if self.detector is not None:
-            return f"boxes from {self.detector.replace(chr(92), '/').rpartition('/')[2]}, score of at least {self.score:g}"
-        return f"brightness of at least {self.brightness:g}"
 
 
 def make_finder(choice: AreaChoice, device: torch.device, notes: list[str]) -> Finder:
@@ -72,26 +36,12 @@ def make_finder(choice: AreaChoice, device: torch.device, notes: list[str]) -> F
         CaptureError: the detector cannot be loaded.
     """
     if choice.boxes:
-        return lambda picture: _from_boxes(choice.boxes, picture, notes)
+        return lambda picture: area_of_boxes(choice.boxes, picture.size, picture.name, notes)
     if choice.mask is not None:
         area = AreaOfInterest(torch.from_numpy(read_mask(choice.mask)))
         return lambda picture: area
     assert choice.detector is not None
     return Detector(choice, device)
-
-
-def _from_boxes(boxes: Sequence[Box], picture: Picture, notes: list[str]) -> AreaOfInterest:
-    width, height = picture.size
-    for y0, x0, y1, x1 in boxes:
-        if y0 >= height or x0 >= width or y1 <= 0 or x1 <= 0:
-            raise ShapeError(
-                f"--box: {y0},{x0},{y1},{x1} lies outside {picture.name!r}, which is {height} high and {width} wide; "
-                "give y0,x0,y1,x1 in its pixels"
-            )
-        note = f"the box {y0},{x0},{y1},{x1} reaches beyond a picture {height} high and {width} wide; that part was cut off"
-        if (y0 < 0 or x0 < 0 or y1 > height or x1 > width) and note not in notes:
-            notes.append(note)
-    return AreaOfInterest.from_boxes(boxes, (height, width))
 
 
 class Detector:

@@ -10,15 +10,16 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sightline.area import AreaOfInterest
-from sightline.cli.focus_area import AreaChoice, Finder, make_finder
+from sightline.cli.focus_area import Finder, make_finder
 from sightline.cli.focus_split import Split, split_network
+from sightline.cli.inside import AreaChoice, agreement_inside, draw_inside, inside_of
 from sightline.cli.job import (
     DenseNetwork,
     Preprocess,
@@ -27,6 +28,7 @@ from sightline.cli.job import (
     difference,
     first_line,
     interruptible,
+    network_settings,
     rounded,
     set_threads,
     shrunk,
@@ -41,10 +43,10 @@ from sightline.models import LoadedModel, load_model
 from sightline.report.data import MeasureRecord
 from sightline.report.focus_data import FocusReport, ImageRecord
 from sightline.report.focus_html import render_focus
-from sightline.report.html import Thumbnail
+from sightline.report.page import Thumbnail
 from sightline.tasks import NoTask, Task, choose_task, output_tensors
 from sightline.tasks.drawing import beside, spotlight
-from sightline.tasks.generic import Map, MapTask
+from sightline.tasks.generic import MapTask
 
 _PANEL = (420, 640)  # least and largest width of a panel: captions fit, three of them fit a screen
 _THUMBNAILS = 12
@@ -173,7 +175,7 @@ class _Run:
             model={"name": self.loaded.name},
             area=job.area.text,
             mode=job.mode,
-            settings=_settings(job, self.preprocess),
+            settings={"outside": job.outside, "backend": job.backend, **network_settings(job.weights, self.preprocess, job.device)},
             versions=all_versions(),
             clock=f"CPU time of {count} thread{'' if count == 1 else 's'}",
             runs=job.runs,
@@ -267,17 +269,8 @@ class _Run:
         record.dense_note, record.focused_note = self.task.caption(wanted), self.task.caption(found)
         if record.area == 0:
             return
-        inside = [_inside(area, tensor) for tensor in expected]
-        kept = [[_kept(tensor, mask) for tensor, mask in zip(both, inside, strict=True)] for both in (expected, got)]
-        record.relative_l2, record.max_abs = difference(*kept)
-        if isinstance(wanted, Map) and isinstance(found, Map):
-            mask = area.sites(*wanted.values.shape[:2]).mask[0].cpu().numpy()
-            wanted, found = replace(wanted, values=wanted.values[mask]), replace(found, values=found.values[mask])
-        elif any(mask is not None for mask in inside):  # what the task finds in the area: nothing stands outside for either
-            pairs = list(zip(expected, got, inside, strict=True))
-            wanted = self.task.read([_blanked(tensor, mask) for tensor, _, mask in pairs], size)
-            found = self.task.read([_blanked(tensor, mask) for _, tensor, mask in pairs], size)
-        record.agreement = self.task.agreement(wanted, found)
+        record.relative_l2, record.max_abs = difference(inside_of(area, expected), inside_of(area, got))
+        record.agreement = agreement_inside(self.task, area, expected, got, size)
 
     def _note_brightness(self, record: ImageRecord, focused: BrightnessFocused) -> None:
         brightness = focused.last_brightness().detach().float().flatten().cpu()
@@ -312,12 +305,8 @@ class _Run:
         dense_finding = self.task.read(expected, size)
         dense = self.task.draw(canvas, dense_finding)  # first: it sets the range of colours
         finding = self.task.read(got, size)
-        if self.job.outside == "hold" and record.area < 1 and isinstance(self.task, MapTask):
-            drawn = self.task.draw(canvas, finding)
-        elif isinstance(self.task, MapTask):
-            drawn = spotlight(canvas, mask, self.task.draw(canvas, finding))
-        else:
-            drawn = self.task.draw(spotlight(canvas, mask), finding)
+        whole = self.job.outside == "hold" and record.area < 1 and isinstance(self.task, MapTask)
+        drawn = self.task.draw(canvas, finding) if whole else draw_inside(self.task, mask, canvas, finding)
         work = f"work done {100 * record.mac_share:.1f} % of dense"
         captions = [
             f"area {100 * record.area:.1f} %, {work}",
@@ -393,21 +382,6 @@ class _Run:
         return [*found, *self.notes]
 
 
-def _inside(area: AreaOfInterest, tensor: torch.Tensor) -> torch.Tensor | None:
-    """The area on the grid of an output map (1, c, h, w), bool (h, w); None for anything else, which has no inside."""
-    if tensor.dim() != 4 or tensor.shape[0] != 1 or tensor.shape[2] * tensor.shape[3] <= 1:
-        return None
-    return area.sites(tensor.shape[2], tensor.shape[3]).mask[0].to(tensor.device)
-
-
-def _kept(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    return tensor if mask is None else tensor[:, :, mask]
-
-
-def _blanked(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    return tensor if mask is None else torch.where(mask, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
-
-
 def _panel_size(size: tuple[int, int]) -> tuple[int, int]:
     least, largest = _PANEL
     width = min(max(size[0], least), largest)
@@ -416,17 +390,3 @@ def _panel_size(size: tuple[int, int]) -> tuple[int, int]:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _settings(job: FocusJob, preprocess: Preprocess) -> dict[str, Any]:
-    return {
-        "outside": job.outside,
-        "backend": job.backend,
-        "weights": job.weights or "as in the file, or random",
-        "scale": preprocess.scale,
-        "mean": list(preprocess.mean or ()),
-        "std": list(preprocess.std or ()),
-        "channels": "BGR" if preprocess.bgr else "RGB",
-        "device": job.device,
-        "threads": torch.get_num_threads(),
-    }

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,13 +22,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from sightline.budget import Budget
+from sightline.cli.inside import AreaChoice, agreement_inside, area_of, draw_inside, inside_of
 from sightline.errors import CaptureError, SightlineError
 from sightline.extras import need
 from sightline.graph.ir import Graph
 from sightline.media import Frame, Image, Source, VideoWriter, check_writable, open_source, write_text
 from sightline.models import LoadedModel, load_model
-from sightline.report.data import FrameRecord, MeasureRecord, RunReport, SampleRecord
-from sightline.report.html import Thumbnail, render
+from sightline.report.data import CheckRecord, FrameRecord, MeasureRecord, RunReport, SampleRecord
+from sightline.report.html import render
+from sightline.report.page import Thumbnail
 from sightline.tasks import NoTask, Task, choose_task, output_tensors
 from sightline.tasks.drawing import beside, heat_overlay
 from sightline.thresholds import Thresholds
@@ -60,6 +63,15 @@ class Preprocess:
         """The same with what was left open filled in."""
         return Preprocess(self.scale, self.mean or mean, self.std or std, self.bgr)
 
+    @property
+    def grey_level(self) -> list[float]:
+        """One grey level of a picture in units of the network's input, per channel.
+
+        >>> Preprocess(scale=1.0, std=(2.0, 4.0, 5.0)).grey_level
+        [0.5, 0.25, 0.2]
+        """
+        return [abs(self.scale / value) for value in self.std or (1.0, 1.0, 1.0)]
+
     def __call__(self, image: Image, device: torch.device) -> torch.Tensor:
         """Turn (h, w, 3) uint8 RGB into a (1, 3, h, w) float32 tensor."""
         pixels = torch.from_numpy(image).to(device).permute(2, 0, 1).unsqueeze(0)
@@ -80,6 +92,9 @@ class Job:
     Attributes:
         stream: keyword arguments of `sightline.stream`; `dtype` by its name.
         thresholds: a file written by ``sightline tune``, instead of `stream`'s threshold; it brings its unit, norm and input filter.
+        budget: what the stream holds; its grey level is filled in.
+        check: measure the error in noise units at every so many frames; None: not. With a budget on the error, the interval of its checks.
+        area: what to compute, boxes in pixels of the video or a mask; None: everything.
         compare: run the dense network on some frames too.
         samples: on about how many.
         view: "both" (frame and heat side by side), "frame" (full size) or "heat".
@@ -91,6 +106,9 @@ class Job:
     title: str = "Sightline report"
     stream: dict[str, Any] = field(default_factory=dict)
     thresholds: Path | None = None
+    budget: Budget | None = None
+    check: int | None = None
+    area: AreaChoice | None = None
     size: tuple[int, int] | None = None
     start: int = 0
     frames: int | None = None
@@ -191,8 +209,11 @@ class _Run:
         self.device = device_of(job.device)
         if isinstance(loaded.model, torch.nn.Module):
             loaded.model.to(self.device)
-        self.stream = _make_stream(loaded, job)
-        self.dense = DenseNetwork(loaded) if job.compare else None
+        self.thresholds = None if job.thresholds is None else Thresholds.read(job.thresholds)
+        self.area = None if job.area is None else area_of(job.area, source.size, source.name, source.warnings, "--aoi")
+        self.stream = _make_stream(loaded, job, self._stream_options())
+        self.checks = job.check if job.budget is None or job.budget.error is None else None  # by this job, not by the stream itself
+        self.dense = DenseNetwork(loaded) if job.compare or self.checks else None
         self.every = max(1, (source.count or 30 * job.samples) // job.samples)
         self.task: Task = NoTask()
         self.heat = HeatMap(self.stream)
@@ -205,7 +226,21 @@ class _Run:
             settings=_settings(job, self.preprocess),
             versions=all_versions(),
             dense_engine=self.dense.engine if self.dense else "",
+            tuning=None if self.thresholds is None else self.thresholds.tuning,
         )
+
+    def _stream_options(self) -> dict[str, Any]:
+        """What `sightline.stream` is given beside the job's own words."""
+        job = self.job
+        options: dict[str, Any] = {}
+        if self.thresholds is not None:
+            options["threshold"] = self.thresholds
+        if self.area is not None:
+            options["aoi"] = self.area
+        if job.budget is not None:
+            every = job.budget.every if job.check is None or job.budget.error is None else job.check
+            options["budget"] = replace(job.budget, every=every, pixel_scale=self.preprocess.grey_level)
+        return options
 
     def step(self, frame: Frame) -> None:
         """Stream one frame, compare it, draw it."""
@@ -217,9 +252,14 @@ class _Run:
         record = FrameRecord(frame.index, float(last.seconds), float(last.density.get("input", 1.0)), float(share))
         finding = self.task.read(outputs, self.size)
         record.note = self.task.caption(finding)
+        number = len(self.report.frames)
         self.report.frames.append(record)
-        if self.dense is not None and (len(self.report.frames) - 1) % self.every == self.every // 2:
-            self._compare(self.dense, tensor, outputs, finding, record)
+        self._note_budget(record)
+        if self.dense is not None:
+            if self.job.compare and number % self.every == self.every // 2:
+                self._compare(self.dense, tensor, outputs, finding, record)
+            if self.checks and number % self.checks == self.checks - 1:
+                self.report.checks.append(self._check(self.dense, tensor, outputs, record.index))
         if self.draws:
             self._draw(frame, finding, record)
 
@@ -228,7 +268,9 @@ class _Run:
         report, job = self.report, self.job
         if self.source.count is not None and not report.interrupted and job.frames and len(report.frames) < job.frames:
             self.source.warnings.append(f"{job.frames} frames were asked for, but {self.source.name!r} gave {len(report.frames)}")
-        report.warnings = list(self.source.warnings)
+        stats = self.stream.stats.budget
+        report.budget = None if stats is None else stats.to_dict()
+        report.warnings = [*self.source.warnings, *([f"budget: {stats.remark}"] if stats is not None and stats.remark else [])]
         report.model["task"] = self.task.name
         report.layers = [dict(row) for row in self.stream.explain().rows]
         report.macs_dense = float(self.stream.stats.last.macs_dense)
@@ -282,9 +324,40 @@ class _Run:
         self, dense: DenseNetwork, tensor: torch.Tensor, outputs: Sequence[torch.Tensor], finding: Any, record: FrameRecord
     ) -> None:
         expected, seconds = dense(tensor)
-        relative, largest = difference(expected, outputs)
-        agreement = self.task.agreement(self.task.read(expected, self.size), finding)
+        relative, largest = difference(*(inside_of(self.area, tensors) for tensors in (expected, outputs)))
+        if self.area is None:
+            agreement = self.task.agreement(self.task.read(expected, self.size), finding)
+        else:
+            agreement = agreement_inside(self.task, self.area, expected, outputs, self.size)
         self.report.samples.append(SampleRecord(record.index, seconds, record.seconds, relative, largest, agreement))
+
+    def _check(self, dense: DenseNetwork, tensor: torch.Tensor, outputs: Sequence[torch.Tensor], index: int) -> CheckRecord:
+        """The error on one frame in noise units: two dense runs."""
+        scale = torch.tensor(self.preprocess.grey_level, device=tensor.device).view(1, 3, 1, 1)
+        generator = torch.Generator().manual_seed(index)
+        noise = torch.randn(tensor.shape, generator=generator).to(tensor.device) * scale
+        expected = inside_of(self.area, dense(tensor)[0])
+        unit = difference(expected, inside_of(self.area, dense(tensor + noise)[0]))[0]
+        error = difference(expected, inside_of(self.area, outputs))[0]
+        return CheckRecord(index, error / unit if unit > 0 else math.inf if error > 0 else 0.0, self._share_since())
+
+    def _note_budget(self, record: FrameRecord) -> None:
+        """Writes down the factor, and the check if there was one on this frame."""
+        stats = self.stream.stats.budget
+        if stats is None:
+            return
+        record.factor = stats.factor
+        if stats.checks > self._checked:
+            self._checked = stats.checks
+            self.report.checks.append(CheckRecord(record.index, stats.error, self._share_since(skip=1), dense_output=True))
+
+    _checked = _shared = 0
+
+    def _share_since(self, skip: int = 0) -> float:
+        """Mean share of the dense work of the frames since the last check (without this one, if it was checked itself)."""
+        frames = self.report.frames[max(self._shared, 1) : len(self.report.frames) - skip]
+        self._shared = len(self.report.frames)
+        return sum(frame.mac_share for frame in frames) / len(frames) if frames else 1.0
 
     def _draw(self, frame: Frame, finding: Any, record: FrameRecord) -> None:
         number = len(self.report.frames) - 1
@@ -293,7 +366,7 @@ class _Run:
             return
         full = self.job.view == "frame"
         canvas = frame.rgb(frame.size if full else _panel_size(self.source.size))
-        drawn = self.task.draw(canvas, finding) if self.job.view != "heat" or wanted else canvas
+        drawn = self._drawn(canvas, finding) if self.job.view != "heat" or wanted else canvas
         if full and not wanted:
             picture = drawn
         else:
@@ -308,6 +381,11 @@ class _Run:
                 )
         if self.writer is not None:
             self.writer.write(picture)
+
+    def _drawn(self, canvas: Image, finding: Any) -> Image:
+        if self.area is None:
+            return self.task.draw(canvas, finding)
+        return draw_inside(self.task, self.area.current()[1][0].cpu().numpy(), canvas, finding)
 
 
 class DenseNetwork:
@@ -497,11 +575,10 @@ def widened(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
     return [value.float() if value.dtype in {torch.bfloat16, torch.float16} else value for value in outputs]
 
 
-def _make_stream(loaded: LoadedModel, job: Job) -> Any:
+def _make_stream(loaded: LoadedModel, job: Job, more: dict[str, Any]) -> Any:
     factory = importlib.import_module("sightline").stream
     options = {**job.stream, "dtype": getattr(torch, job.stream["dtype"])} if "dtype" in job.stream else job.stream
-    if job.thresholds is not None:
-        options = {**options, "threshold": Thresholds.read(job.thresholds)}
+    options = {**options, **more}
     try:
         return factory(loaded.model, **options)
     except SightlineError:
@@ -559,14 +636,24 @@ def _settings(job: Job, preprocess: Preprocess) -> dict[str, Any]:
     return {
         **job.stream,
         **({} if job.thresholds is None else {"threshold": str(job.thresholds)}),
-        "weights": job.weights or "as in the file, or random",
+        **({} if job.budget is None else {"budget": job.budget.text}),
+        **({} if job.check is None else {"check": f"every {job.check} frames"}),
+        **({} if job.area is None else {"area": job.area.text}),
+        "start": job.start,
+        "frames": job.frames if job.frames is not None else "all",
+        **network_settings(job.weights, preprocess, job.device),
+    }
+
+
+def network_settings(weights: str | None, preprocess: Preprocess, device: str) -> dict[str, Any]:
+    """What reports say about the network's weights, its input and what it runs on."""
+    return {
+        "weights": weights or "as in the file, or random",
         "scale": preprocess.scale,
         "mean": list(preprocess.mean or ()),
         "std": list(preprocess.std or ()),
         "channels": "BGR" if preprocess.bgr else "RGB",
-        "start": job.start,
-        "frames": job.frames if job.frames is not None else "all",
-        "device": job.device,
+        "device": device,
         "threads": torch.get_num_threads(),
     }
 

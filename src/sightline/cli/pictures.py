@@ -103,11 +103,12 @@ def read_picture(path: Path) -> Picture:
     return Picture(path.name, upright.size, upright)
 
 
-def read_mask(path: Path) -> npt.NDArray[np.bool_]:
+def read_mask(path: Path, option: str = "--mask") -> npt.NDArray[np.bool_]:
     """A mask from an image file: what is neither black nor transparent (for a JPEG: brighter than mid-grey) is inside.
 
     Args:
         path: of any size; of a picture with a palette, every entry but the first is inside.
+        option: for messages.
 
     Returns:
         Bool (h, w).
@@ -117,13 +118,13 @@ def read_mask(path: Path) -> npt.NDArray[np.bool_]:
     """
     pillow = need("PIL.Image", "read images")
     if not path.is_file():
-        raise MediaError(f"--mask: there is no file {str(path)!r}; check the path")
+        raise MediaError(f"{option}: there is no file {str(path)!r}; check the path")
     try:
         with pillow.open(path) as image:
             return _inside(image)
     except (OSError, ValueError, SyntaxError, pillow.DecompressionBombError) as error:
         reason = "it is damaged or not an image" if isinstance(error, pillow.UnidentifiedImageError) else str(error).rstrip(".")
-        raise MediaError(f"--mask: {str(path)!r} cannot be read ({reason}); give a black and white image") from error
+        raise MediaError(f"{option}: {str(path)!r} cannot be read ({reason}); give a black and white image") from error
 
 
 def _inside(image: Any) -> npt.NDArray[np.bool_]:

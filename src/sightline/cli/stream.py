@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sightline.budget import Budget
+from sightline.cli.console import check_choices, print_files, print_table, progress_bar, tell, warn
+from sightline.cli.inside import parse_area
 from sightline.cli.job import Job, Preprocess, Progress, run_job
 from sightline.models import parse_spec
-from sightline.report.data import RunReport
 from sightline.tasks import TASKS
 
 _CHOICES = {
     "threshold_unit": ("std", "absolute"),
     "noise": (None, "vote", "block"),
     "norm": ("rms", "max", "l2"),
+    "global_ops": ("exact", "hold"),
     "compare": (None, "dense"),
     "task": TASKS,
     "view": ("both", "frame", "heat"),
@@ -34,6 +36,7 @@ class StreamOptions:
     threshold_unit: str = "std"
     input_threshold: str | None = None
     noise: str | None = None
+    global_ops: str = "exact"
     norm: str = "rms"
     size: str | None = None
     mean: str | None = None
@@ -45,6 +48,9 @@ class StreamOptions:
     view: str = "both"
     backend: str = "auto"
     dtype: str | None = None
+    budget: str | None = None
+    check: int | None = None
+    aoi: Sequence[str] = ()
 
 
 def make_job(options: StreamOptions, video: str) -> Job:
@@ -61,10 +67,7 @@ def make_job(options: StreamOptions, video: str) -> Job:
         ValueError: naming the option, what was expected and what came.
     """
     parse_spec(options.model)
-    for name, allowed in _CHOICES.items():
-        if getattr(options, name) not in allowed:
-            named = ", ".join(str(choice) for choice in allowed if choice is not None)
-            raise ValueError(f"--{name.replace('_', '-')}: expected one of {named}; got {getattr(options, name)!r}")
+    check_choices(options, _CHOICES)
     return Job(
         source=video,
         model=options.model,
@@ -75,6 +78,7 @@ def make_job(options: StreamOptions, video: str) -> Job:
             "input_threshold": parse_input_threshold(options.input_threshold),
             "noise": options.noise,
             "norm": options.norm,
+            "global_ops": options.global_ops,
             "backend": options.backend,
             **({} if options.dtype is None else {"dtype": options.dtype}),
         },
@@ -83,6 +87,9 @@ def make_job(options: StreamOptions, video: str) -> Job:
         task=options.task,
         view=options.view,
         compare=options.compare == "dense",
+        budget=parse_budget(options.budget) if options.budget is not None else None,
+        check=options.check,
+        area=parse_area(options.aoi, "--aoi") if options.aoi else None,
     )
 
 
@@ -96,6 +103,24 @@ def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
     if not (width.isdecimal() and height.isdecimal() and int(width) > 0 and int(height) > 0):
         raise ValueError(f"{option}: expected WIDTHxHEIGHT, for example 896x512; got {text!r}")
     return int(width), int(height)
+
+
+def parse_budget(text: str) -> Budget:
+    """Read an error in noise units, or a time per frame with its unit.
+
+    >>> parse_budget("1.5").error, parse_budget("20ms").seconds, parse_budget("0.1s").seconds
+    (1.5, 0.02, 0.1)
+    """
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[-+]?[0-9]+)?)\s*(ms|s)?\s*", text, re.IGNORECASE)
+    try:
+        number = float(match[1]) if match else 0.0
+    except ValueError:
+        number = 0.0
+    if match is None or not 0 < number < float("inf"):
+        raise ValueError(f"--budget: expected noise units (1.0) or a time per frame (20ms), more than 0; got {text!r}")
+    if match[2] is None:
+        return Budget(error=number)
+    return Budget(seconds=number / 1000 if match[2].lower() == "ms" else number)
 
 
 def parse_input_threshold(text: str | None) -> float | str | None:
@@ -154,52 +179,18 @@ def run(job: Job, quiet: bool) -> bool:
     Returns:
         Whether the user stopped it early.
     """
-    with _progress_bar(quiet) as on_progress:
-        report = run_job(job, on_progress)
-    for warning in report.warnings:
-        print(f"sightline: warning: {' '.join(warning.split())}", file=sys.stderr)
-    if report.interrupted:
-        print(f"sightline: stopped after {len(report.frames)} frames; the files hold what was done so far", file=sys.stderr)
-    if not quiet:
-        print_summary(report)
-    return report.interrupted
+    with progress_bar(quiet, "streaming", "reading the video and preparing the network") as show:
 
-
-def print_summary(report: RunReport) -> None:
-    """Print the closing table and where the files lie."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table(title=report.title, title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column()
-    for name, value in report.summary():
-        table.add_row(name, value)
-    console.print(table)
-    console.print(report.verdict, soft_wrap=True, highlight=False)
-    for kind, path in report.outputs.items():
-        console.print(f"{kind}: {path}", soft_wrap=True, highlight=False, markup=False)
-
-
-@contextlib.contextmanager
-def _progress_bar(quiet: bool) -> Iterator[Callable[[Progress], None]]:
-    """A live bar on standard error where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda progress: None
-        return
-    live = TextColumn("{task.fields[live]}")
-    with Bar(TextColumn("streaming"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), live, console=console) as bar:
-        task = bar.add_task("streaming", total=None, live="reading the video and preparing the network")
-
-        def show(progress: Progress) -> None:
+        def on_progress(progress: Progress) -> None:
             saved = 100 * (1 - progress.mac_share)
             words = f"{progress.fps:.1f} fps  input changed {100 * progress.input_density:.1f} %  MACs saved {saved:.1f} %"
-            bar.update(task, completed=progress.done, total=progress.total, live=words)
+            show(progress.done, progress.total, words)
 
-        yield show
+        report = run_job(job, on_progress)
+    warn(report.warnings)
+    if report.interrupted:
+        tell(f"stopped after {len(report.frames)} frames; the files hold what was done so far")
+    if not quiet:
+        print_table(report.title, report.summary(), report.verdict)
+        print_files(report.outputs.items())
+    return report.interrupted

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sightline.cli.console import print_files, print_table, progress_bar, tell, warn
 from sightline.cli.job import Preprocess, device_of, rounded, set_threads
 from sightline.cli.stream import StreamOptions, parse_preprocess, parse_size
 from sightline.errors import MediaError
@@ -104,23 +102,23 @@ def run(job: TuneJob, quiet: bool) -> bool:
     loaded = load_model(job.model, job.weights)
     frames = read_frames(job, loaded)
     passes = 0
-    with _progress_bar(quiet) as show:
+    with progress_bar(quiet, "tuning", "dense frames") as show:
 
         def count(told: TuneProgress) -> None:
             nonlocal passes
             passes = told.passes
-            show(told)
+            show(told.passes, told.expected, f"{told.stage}: {100 * told.work:.1f} % of the work left")
 
         try:
             thresholds = tune(
                 loaded.model, frames, job.budget, job.metric, job.method, holdout=job.holdout, objective=job.objective, noise=job.noise,
-                backend=job.backend, pixel_scale=grey_level(job.preprocess.completed(loaded.mean, loaded.std)), progress=count,
+                backend=job.backend, pixel_scale=job.preprocess.completed(loaded.mean, loaded.std).grey_level, progress=count,
                 checkpoint=checkpoint,
             )  # fmt: skip
         except ValueError as error:
             raise MediaError(f"{job.source}: {error}") from error
         except KeyboardInterrupt:
-            print(f"sightline: stopped after {passes} passes; the same command goes on from '{checkpoint}'", file=sys.stderr)
+            tell(f"stopped after {passes} passes; the same command goes on from '{checkpoint}'")
             return True
     report: TuneReport = thresholds.report
     thresholds.save(job.output)
@@ -131,7 +129,7 @@ def run(job: TuneJob, quiet: bool) -> bool:
     if job.checkpoint is None:
         checkpoint.unlink(missing_ok=True)  # our own file, of no use any more
     if not report.met:
-        print("sightline: warning: nothing can be saved within this budget; all thresholds are 0 (exact)", file=sys.stderr)
+        warn(["nothing can be saved within this budget; all thresholds are 0 (exact)"])
     if not quiet:
         print_summary(job, report)
     return False
@@ -152,28 +150,12 @@ def read_frames(job: TuneJob, loaded: LoadedModel) -> list[torch.Tensor]:
         return [preprocess(frame.rgb(size), device) for frame in source]
 
 
-def grey_level(preprocess: Preprocess) -> list[float]:
-    """One grey level of a picture in units of the network's input, per channel.
-
-    >>> grey_level(Preprocess(scale=1.0, std=(2.0, 4.0, 5.0)))
-    [0.5, 0.25, 0.2]
-    """
-    return [abs(preprocess.scale / value) for value in preprocess.std or (1.0, 1.0, 1.0)]
-
-
 def _document(job: TuneJob, thresholds: Thresholds, report: TuneReport) -> dict[str, Any]:
     return {"source": job.source, "model": job.model, **report.to_dict(), "unit": thresholds.unit, "thresholds": dict(thresholds)}
 
 
 def print_summary(job: TuneJob, report: TuneReport) -> None:
     """Print what was found and where the files lie."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table(title=f"Thresholds for {job.model}", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column()
     rows = [
         ("multiply-accumulates left", f"{100 * report.macs_share:.1f} % of dense"),
         ("time per frame", f"{1e3 * report.seconds:.1f} ms, dense {1e3 * report.seconds_dense:.1f} ms"),
@@ -188,33 +170,10 @@ def print_summary(job: TuneJob, report: TuneReport) -> None:
         ("measured on", f"{report.frames_held_back} frames held back; {report.frames_tuned} tuned on"),
         ("passes over the clip", f"{report.passes}" + (f", {report.resumed} of them resumed" if report.resumed else "")),
     ]
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    console.print(
-        f"thresholds: {job.output} (use: sightline stream ... --thresholds {job.output})", soft_wrap=True, highlight=False, markup=False
+    print_table(f"Thresholds for {job.model}", rows)
+    files = (
+        ("thresholds", f"{job.output} (use: sightline stream ... --thresholds {job.output})"),
+        ("picture", job.picture),
+        ("json", job.json),
     )
-    for kind, path in (("picture", job.picture), ("json", job.json)):
-        if path is not None:
-            console.print(f"{kind}: {path}", soft_wrap=True, highlight=False, markup=False)
-
-
-@contextlib.contextmanager
-def _progress_bar(quiet: bool) -> Iterator[Callable[[TuneProgress], None]]:
-    """A live bar on standard error where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda told: None
-        return
-    live = TextColumn("{task.fields[live]}")
-    with Bar(TextColumn("tuning"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), live, console=console) as bar:
-        task = bar.add_task("tuning", total=None, live="dense frames")
-
-        def show(told: TuneProgress) -> None:
-            bar.update(task, completed=told.passes, total=told.expected, live=f"{told.stage}: {100 * told.work:.1f} % of the work left")
-
-        yield show
+    print_files((kind, path) for kind, path in files if path is not None)

@@ -297,6 +297,17 @@ def _binary(e: Emitter, call: Call) -> Value:
     return _arithmetic(e, call, kind.get(call.name, call.name), call[0], call[1], call.get("alpha", 1))
 
 
+@aten("addcmul")
+def _addcmul(e: Emitter, call: Call) -> Value:
+    """base + value * a * b, where only one of them is not a constant per channel."""
+    base, a, b = call[0], call[1], call[2]
+    x, other = (b, a) if isinstance(a, Tensor) else (a, b)
+    shift, scale = _per_channel(base, x, call.result), _per_channel(other, x, call.result)
+    if shift is None or scale is None or not isinstance(x, Node) or x.dtype != call.result.dtype:
+        return None
+    return e.emit("affine", [x], call.result, scale=scale * float(call.get("value", 1)), shift=shift)
+
+
 @aten("rsub")
 def _rsub(e: Emitter, call: Call) -> Value:
     return _arithmetic(e, call, "sub", call[1], call[0], call.get("alpha", 1))
@@ -394,6 +405,19 @@ def _mean(e: Emitter, call: Call) -> Value:
         return None
     axes = {int(dim) % 4 for dim in ([dims] if isinstance(dims, int) else dims)}
     return e.emit("global_avg_pool", [x], call.result, keepdim=bool(call["keepdim"])) if axes == {2, 3} else None
+
+
+@aten("linalg_vector_norm")
+def _vector_norm(e: Emitter, call: Call) -> Value:
+    """The root of the sum of squares over a map, which global response normalization takes."""
+    x, dims, result = call.map(), call.get("dim"), call.result
+    if x is None or x.shape is None or dims is None or call.get("dtype") is not None or _number(call.get("ord", 2)) != 2:
+        return None
+    if {int(dim) % 4 for dim in ([dims] if isinstance(dims, int) else dims)} != {2, 3}:
+        return None
+    mean = e.emit("global_avg_pool", [e.emit("mul", [x, x], x)], result, keepdim=bool(call["keepdim"]))
+    total = e.emit("scalar", [mean], result, kind="mul", value=float(x.shape[2] * x.shape[3]))
+    return e.emit("act", [total], result, kind="sqrt", params=())
 
 
 @aten("upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d")

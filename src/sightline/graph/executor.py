@@ -65,6 +65,10 @@ class Executor(ABC):
         """How many positions each of the `counted` steps computed in the last frame."""
 
     @abstractmethod
+    def moved(self, step: Step) -> bool:
+        """Whether the last frame published anything new of a step; False for what is not a map or vector."""
+
+    @abstractmethod
     def sites_mask(self, step: Step) -> torch.Tensor:
         """Bool (n, h, w): the positions that a step computed in the last frame."""
 
@@ -108,20 +112,12 @@ class Executor(ABC):
     @staticmethod
     def grid(step: Step) -> tuple[int, int, int]:
         """Positions of a step's value as (n, h, w); anything but a map counts as one position per batch element."""
-        return grid_of(step.output)
+        return rules.positions_of(step.output)
 
     def positions(self, step: Step) -> int:
         """Number of positions of a step's value."""
         n, h, w = self.grid(step)
         return n * h * w
-
-
-def grid_of(node: Node) -> tuple[int, int, int]:
-    """Positions of a value as (n, h, w)."""
-    shape = node.shape or (1,)
-    if len(shape) == 4:
-        return shape[0], shape[2], shape[3]
-    return (shape[0] if shape else 1), 1, 1
 
 
 def own(value: object, sources: Iterable[object]) -> object:

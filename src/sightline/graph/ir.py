@@ -14,6 +14,7 @@ Canonical ops and their attributes (everything not listed has none). Maps are `(
                    replicate | circular; ``transposed``; ``output_padding`` (y, x)
 ``linear``         ``weight`` (o, i), ``bias`` or None; on the last axis of a vector (n, i) or of any other tensor
 ``affine``         ``scale`` (c,), ``shift`` (c,): x * scale + shift per channel (batch norm in eval mode, layer scale)
+``channel_norm``   ``scale`` (c,), ``shift`` (c,), ``epsilon``: layer norm over the channels of each position of a map
 ``act``            ``kind``: one of `ACTIVATIONS`; ``params``: tuple of floats; ``slope``: tensor (c,) or (1,) for prelu
 ``add`` ``sub`` ``mul`` ``div`` ``maximum`` ``minimum``   two inputs, broadcast as in torch
 ``scalar``         ``kind`` add | sub | rsub | mul | div | rdiv | pow, ``value``: one float operand

@@ -438,6 +438,15 @@ class _Lowering:
         self.keep += [scale, shift]
         self._done(step, self.program.add_pointwise(self._tensor(step.output), source, _address(scale), _address(shift)))
 
+    def _emit_channel_norm(self, step: Step) -> None:
+        self._check_act(step)
+        source = self._read(step.inputs[0])
+        a = step.head.attrs
+        scale, shift = _floats(a["scale"]), _floats(a["shift"])
+        self.keep += [scale, shift]
+        target = self._tensor(step.output)
+        self._done(step, self.program.add_channel_norm(target, source, _address(scale), _address(shift), a["epsilon"]))
+
     def _emit_act(self, step: Step) -> None:
         self._check_act(step)
         source = self._read(step.inputs[0])

@@ -13,7 +13,6 @@ import torch
 
 from sightline.footprint import Footprint
 from sightline.graph import rules
-from sightline.graph.executor import grid_of
 from sightline.graph.ir import Node
 from sightline.graph.plan import Plan, Step
 from sightline.sites import Sites
@@ -33,7 +32,7 @@ def area_on(area: torch.Tensor, node: Node) -> torch.Tensor:
     Returns:
         Bool (n, h, w), on the area's device.
     """
-    n, h, w = grid_of(node)
+    n, h, w = rules.positions_of(node)
     if area.shape[0] not in (1, n):
         area = area.any(0, keepdim=True)
     return Sites(area).resize(h, w).mask.expand(n, h, w).contiguous()
@@ -102,7 +101,7 @@ class Needs:
         masks: Masks = {}
         for step in self.plan.steps[first:]:
             if step.head.op not in {"input", "constant"}:
-                grid = grid_of(step.output)
+                grid = rules.positions_of(step.output)
                 if grid not in on_grid:
                     on_grid[grid] = area_on(area, step.output)
                 masks[step] = on_grid[grid]
@@ -118,7 +117,7 @@ class Needs:
     @staticmethod
     def _of(wanted: dict[Node, torch.Tensor], step: Step, area: torch.Tensor) -> torch.Tensor:
         mask = wanted.get(step.output)
-        return torch.zeros(grid_of(step.output), dtype=torch.bool, device=area.device) if mask is None else mask
+        return torch.zeros(rules.positions_of(step.output), dtype=torch.bool, device=area.device) if mask is None else mask
 
     def _back(self, step: Step, mask: torch.Tensor, wanted: dict[Node, torch.Tensor], only: Node | None = None) -> None:
         """Adds what these sites of a step read."""
@@ -127,7 +126,7 @@ class Needs:
         for node, footprint in self._footprints[step]:
             if only is None or node is only:
                 if footprint is None or footprint.out_grid.shape != tuple(mask.shape):
-                    _add(wanted, node, torch.ones(grid_of(node), dtype=torch.bool, device=mask.device))
+                    _add(wanted, node, torch.ones(rules.positions_of(node), dtype=torch.bool, device=mask.device))
                 else:
                     _add(wanted, node, footprint.inputs_of(Sites(mask)).mask)
         if step.residual is not None and (only is None or step.residual is only):

@@ -17,6 +17,8 @@ from sightline.graph.simplify import simplify
 _TAKES_RESIDUAL = {"conv2d", "affine"}
 # Heads behind which nothing is fused: they do not compute new values, or somebody else runs them.
 _TAKES_NOTHING = {"input", "constant", "torch", "item", "cat", "slice", "flatten", "softmax", "linear"}
+# Ops that may read one vector at every position of a map.
+_SPREADS = {"add", "sub", "mul", "div", "maximum", "minimum", "upsample"}
 # Heads that only move values: publishing them with a threshold would add error and save nothing.
 _MOVES_ONLY = {"cat", "slice", "pad", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "flatten", "item", "constant", "max_pool2d"}
 
@@ -33,6 +35,7 @@ class Step:
         residual_after_act: the addition comes after the activation.
         act: the fused (or sole) activation node, or None.
         truncates: whether a threshold applies (some steps only move values, or feed nobody, or are not held).
+        gate: its value has no positions and is multiplied, added or spread over a whole map: if it moves, that map is recomputed.
         inside: the later step that may compute this one as it goes, so that its value need not be held (see blocks.py), or None.
     """
 
@@ -43,6 +46,7 @@ class Step:
     residual_after_act: bool = False
     act: Node | None = None
     truncates: bool = True
+    gate: bool = False
     inside: Step | None = None
 
     @property
@@ -118,7 +122,32 @@ def make_plan(graph: Graph) -> Plan:
     for step in steps:
         feeds_someone = any(user for user in users[step.output])
         step.truncates = step.head.op not in _MOVES_ONLY and feeds_someone and step.inside is None
+    _mark_gates(graph, steps)
     return Plan(graph, steps)
+
+
+def _mark_gates(graph: Graph, steps: list[Step]) -> None:
+    """Sets `gate`. Behind what only moves values (slices of an attention, say) stands the step that computed them."""
+    by_output = {step.output: step for step in steps}
+    waiting = [
+        operand
+        for node in graph.nodes
+        if node.op in _SPREADS and _has_positions(node)
+        for operand in node.inputs
+        if operand.op != "constant" and not _has_positions(operand)
+    ]
+    while waiting:
+        step = by_output.get(waiting.pop())
+        if step is None or step.gate:
+            continue
+        if step.truncates:
+            step.gate = True
+        else:
+            waiting += [node for node in step.reads if node.op != "constant" and not _has_positions(node)]
+
+
+def _has_positions(node: Node) -> bool:
+    return node.shape is None or len(node.shape) != 4 or node.shape[2] * node.shape[3] > 1
 
 
 def _extend(step: Step, graph: Graph, users: dict[Node, list[Node]], taken: set[Node]) -> None:

@@ -89,12 +89,15 @@ class Rule:
 # -- footprints -------------------------------------------------------------------------------------------------------------------
 
 
+def positions_of(node: Node) -> tuple[int, int, int]:
+    """Positions of a node's value as (n, h, w); anything but a map counts as one position per batch element."""
+    shape = node.shape or (1,)
+    return (shape[0], shape[2], shape[3]) if len(shape) == 4 else (shape[0], 1, 1)
+
+
 def grid_of(node: Node) -> Grid | None:
-    """Positions of a node's value: (n, h, w) of a map, (n, 1, 1) of a vector; None for anything else."""
-    if node.shape is None or len(node.shape) not in {2, 4}:
-        return None
-    n, _, h, w = (*node.shape, 1, 1)[:4]
-    return Grid(n, h, w)
+    """The positions of a map or a vector as a grid; None for anything else."""
+    return Grid(*positions_of(node)) if node.shape is not None and len(node.shape) in {2, 4} else None
 
 
 def _grids(node: Node, operand: int) -> tuple[Grid, Grid] | None:
@@ -279,6 +282,12 @@ def _run_affine(node: Node, inputs: Sequence[Tensor]) -> Tensor:
     return result
 
 
+def _run_channel_norm(node: Node, inputs: Sequence[Tensor]) -> Tensor:
+    x, attrs = inputs[0], node.attrs
+    last = F.layer_norm(x.movedim(1, -1), (x.shape[1],), _cast(attrs["scale"], x), _cast(attrs["shift"], x), attrs["epsilon"])
+    return last.movedim(-1, 1)
+
+
 _ACT: dict[str, Callable[..., Tensor]] = {
     "relu": F.relu,
     "clamp": torch.clamp,
@@ -454,6 +463,7 @@ RULES: dict[str, Rule] = {
     "max_pool2d": Rule("window", _run_max_pool, reads=_window),
     "avg_pool2d": Rule("window", _run_avg_pool, reads=_window),
     "affine": Rule("pointwise", _run_affine, reads=_same_place),
+    "channel_norm": Rule("pointwise", _run_channel_norm, reads=_same_place),
     "act": Rule("pointwise", _run_act, reads=_same_place),
     "scalar": Rule("pointwise", lambda node, x: _SCALAR[node.attrs["kind"]](x[0], node.attrs["value"]), reads=_same_place),
     "identity": Rule("pointwise", lambda _, x: x[0], reads=_same_place),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from sightline.graph.channels_last import as_maps
 from sightline.graph.ir import Graph, Node
 
 
@@ -14,7 +15,8 @@ def simplify(graph: Graph) -> Graph:
     """Returns an equal graph; the given one is not modified.
 
     Folded: an `affine` behind a `conv2d` or a `linear` that nobody else reads, `scalar` arithmetic into `affine`,
-    x * sigmoid(x) into silu, x * hardsigmoid(x) into hardswish. Weights are folded in float64 and rounded once.
+    x * sigmoid(x) into silu, x * hardsigmoid(x) into hardswish; stretches on (n, h, w, c) become maps. Weights are folded in
+    float64 and rounded once.
     """
     copies: dict[Node, Node] = {}
     nodes: list[Node] = []
@@ -25,6 +27,7 @@ def simplify(graph: Graph) -> Graph:
         copies[node] = copy
         nodes.append(copy)
     result = Graph(nodes, [copies[n] for n in graph.outputs], graph.output_tree, graph.name)
+    as_maps(result)
     _name_gates(result)
     _scalars_to_affine(result)
     _fold_affine(result)

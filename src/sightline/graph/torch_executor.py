@@ -13,7 +13,7 @@ import torch
 from sightline.errors import FrameError
 from sightline.footprint import WindowFootprint
 from sightline.graph import rules
-from sightline.graph.executor import Executor, grid_of, own, run_chain, same
+from sightline.graph.executor import Executor, own, run_chain, same
 from sightline.graph.ir import Node
 from sightline.graph.plan import Plan, Step
 from sightline.sites import Sites
@@ -150,7 +150,7 @@ class TorchExecutor(Executor):
     def _frame_sites(self, step: Step, frame: torch.Tensor) -> torch.Tensor:
         need = None if self._noise else self._needed.get(step)  # filters look at neighbours: then the whole frame is taken
         if step.output not in self._held:
-            return torch.ones(grid_of(step.output), dtype=torch.bool, device=frame.device) if need is None else need
+            return torch.ones(rules.positions_of(step.output), dtype=torch.bool, device=frame.device) if need is None else need
         held = self._held[step.output]
         sites = self._differs(frame - held, self._thresholds.get(step, 0.0), frame, held)
         if step in self._never:
@@ -171,7 +171,7 @@ class TorchExecutor(Executor):
         if step not in self._needed and step not in self._stale:
             return sites
         if not isinstance(sites, torch.Tensor):
-            grid = grid_of(step.output)
+            grid = rules.positions_of(step.output)
             sites = torch.full(grid, sites, device=self._device)
         if step in self._stale:
             sites = sites | self._stale.pop(step)
@@ -198,12 +198,12 @@ class TorchExecutor(Executor):
             part = self._project(step, source, changed)
             sites = part if sites is None else sites | part
         if sites is None:
-            return torch.zeros(grid_of(node), dtype=torch.bool, device=self._device) if is_map else False
+            return torch.zeros(rules.positions_of(node), dtype=torch.bool, device=self._device) if is_map else False
         return sites
 
     def _project(self, step: Step, source: Node, changed: torch.Tensor | bool) -> torch.Tensor:
         """Positions of the step that can change when `source` changed like this."""
-        grid = grid_of(step.output)
+        grid = rules.positions_of(step.output)
         sites = torch.zeros(grid, dtype=torch.bool, device=self._device)
         if source is step.residual and isinstance(changed, torch.Tensor):
             sites |= changed
@@ -220,7 +220,7 @@ class TorchExecutor(Executor):
         return node.shape is not None and len(node.shape) in {2, 4} and node.dtype is not None and node.dtype.is_floating_point
 
     def _all(self, node: Node) -> torch.Tensor | bool:
-        return torch.ones(grid_of(node), dtype=torch.bool, device=self._device) if self._is_map(node) else True
+        return torch.ones(rules.positions_of(node), dtype=torch.bool, device=self._device) if self._is_map(node) else True
 
     @staticmethod
     def _as_map(value: torch.Tensor) -> torch.Tensor:
@@ -291,6 +291,10 @@ class TorchExecutor(Executor):
             int(mask.sum()) if isinstance(mask, torch.Tensor) else self.positions(step) * int(mask)
             for step, mask in zip(self.counted, sites, strict=True)
         ]
+
+    def moved(self, step: Step) -> bool:
+        changed = self._changed.get(step.output, False)
+        return bool(changed.any()) if isinstance(changed, torch.Tensor) else False
 
     def sites_mask(self, step: Step) -> torch.Tensor:
         sites = self._sites.get(step, False)

@@ -25,6 +25,7 @@ class FrameRecord:
         input_density: share of the input positions that counted as changed, 0 to 1.
         mac_share: multiply-accumulates done, as a share of the dense network's, 0 to 1.
         note: what was found in it, in a few words.
+        factor: on all thresholds, with a budget; else None.
     """
 
     index: int
@@ -32,6 +33,7 @@ class FrameRecord:
     input_density: float
     mac_share: float
     note: str = ""
+    factor: float | None = None
 
 
 @dataclass
@@ -55,6 +57,23 @@ class SampleRecord:
 
 
 @dataclass
+class CheckRecord:
+    """One frame on which the error was measured in noise units, or in the metric of the budget.
+
+    Attributes:
+        index: position in the source.
+        error: against dense.
+        mac_share: mean share of the dense work of the frames since the check before.
+        dense_output: the output of this frame is that of the dense run (checks of a budget).
+    """
+
+    index: int
+    error: float
+    mac_share: float
+    dense_output: bool = False
+
+
+@dataclass
 class MeasureRecord:
     """One number of the task's over all samples.
 
@@ -71,23 +90,20 @@ class MeasureRecord:
     text: str
 
 
-@dataclass
-class RunReport:
-    """Everything that a job measured.
+@dataclass(kw_only=True)
+class JobReport:
+    """What every job measures.
 
     Attributes:
         title: one line.
-        source: name, kind, width, height, fps of what was read.
+        source: name and kind of what was read, and more about it.
         model: name, input width and height, task.
         settings: what the user chose, name to value.
         versions: name to version, and the machine.
-        frames: one record per streamed frame, in order; the first one is computed whole.
-        layers: rows of ``stream.explain()``: site, kind, executor, density, macs, share, note.
-        samples: frames compared with the dense network; empty without a comparison.
-        measures: the task's numbers over the samples.
+        layers: a row per call site.
+        measures: the task's numbers.
         dense_engine: what ran the dense network.
-        macs_dense: multiply-accumulates of one dense frame.
-        state_bytes: memory that the stream holds.
+        macs_dense: multiply-accumulates of one dense frame or picture.
         wall_seconds: the whole job, with decoding, drawing and writing.
         warnings: what went wrong without stopping the job.
         interrupted: whether the user stopped it early.
@@ -99,17 +115,53 @@ class RunReport:
     model: dict[str, Any]
     settings: dict[str, Any]
     versions: dict[str, str]
-    frames: list[FrameRecord] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
-    samples: list[SampleRecord] = field(default_factory=list)
     measures: list[MeasureRecord] = field(default_factory=list)
     dense_engine: str = ""
     macs_dense: float = 0.0
-    state_bytes: int = 0
     wall_seconds: float = 0.0
     warnings: list[str] = field(default_factory=list)
     interrupted: bool = False
     outputs: dict[str, str] = field(default_factory=dict)
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Rows of the closing table, (name, value)."""
+        raise NotImplementedError
+
+    def figures(self) -> dict[str, Any]:
+        """The numbers derived from the records."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON types: the records, and under "summary" the numbers derived from them."""
+        return {"schema_version": SCHEMA_VERSION, **asdict(self), "summary": self.figures()}
+
+    def to_json(self) -> str:
+        """The same as text."""
+        return json.dumps(plain(self.to_dict()), indent=2, allow_nan=False) + "\n"
+
+
+@dataclass(kw_only=True)
+class RunReport(JobReport):
+    """Everything that a streaming job measured.
+
+    Attributes:
+        frames: one record per streamed frame, in order; the first one is computed whole.
+        layers: rows of ``stream.explain()``: site, kind, executor, density, macs, share, note.
+        samples: frames compared with the dense network; empty without a comparison.
+        measures: over the samples.
+        state_bytes: memory that the stream holds.
+        checks: frames on which the error was measured in noise units.
+        budget: how the stream's budget stands at the end, see `sightline.BudgetStats`; None without one.
+        tuning: what the thresholds file says about its tuning; None without one.
+    """
+
+    frames: list[FrameRecord] = field(default_factory=list)
+    samples: list[SampleRecord] = field(default_factory=list)
+    state_bytes: int = 0
+    checks: list[CheckRecord] = field(default_factory=list)
+    budget: dict[str, Any] | None = None
+    tuning: dict[str, Any] | None = None
 
     @property
     def steady(self) -> list[FrameRecord]:
@@ -172,16 +224,37 @@ class RunReport:
             rows.append(
                 (f"error on {len(self.samples)} frames", f"{median([s.relative_l2 for s in self.samples]):.3g} relative L2 (median)")
             )
+        rows.extend(self._checked())
         rows.extend((measure.label, measure.text) for measure in self.measures)
         if self.wall_seconds > 0:
             rows.append(("whole job", f"{self.wall_seconds:.1f} s, {len(self.frames) / self.wall_seconds:.1f} frames a second"))
         rows.append(("state held", f"{self.state_bytes / 2**20:.1f} MiB"))
         return rows
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON types: the records, and under "summary" the numbers derived from them."""
-        table: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **asdict(self)}
-        table["summary"] = {
+    @property
+    def check_unit(self) -> str:
+        """What the errors of the checks are counted in."""
+        return "relative L2" if self.budget is not None and self.budget["metric"] == "relative" else "noise units"
+
+    @property
+    def checked_error(self) -> float | None:
+        """Root of the mean square of the errors of the checks; None without any."""
+        return math.sqrt(mean([check.error**2 for check in self.checks])) if self.checks else None
+
+    def _checked(self) -> list[tuple[str, str]]:
+        """Rows about checks and budget."""
+        rows = []
+        if self.checked_error is not None:
+            count = len(self.checks)
+            rows.append((f"error at {count} check{'' if count == 1 else 's'}", f"{self.checked_error:.3g} {self.check_unit}"))
+        if self.budget is not None:
+            runs = f", {self.budget['dense_runs']} dense runs for its checks" if self.budget["dense_runs"] else ""
+            rows.append(("budget", f"{self.budget['target']}; thresholds x {self.budget['factor']:.3g} at the end{runs}"))
+        return rows
+
+    def figures(self) -> dict[str, Any]:
+        """The numbers derived from the records."""
+        return {
             "frames": len(self.frames),
             "input_density": self.input_density,
             "mac_share": self.mac_share,
@@ -192,14 +265,11 @@ class RunReport:
             "relative_l2_median": median([sample.relative_l2 for sample in self.samples]) if self.samples else None,
             "relative_l2_max": max((sample.relative_l2 for sample in self.samples), default=None),
             "max_abs_max": max((sample.max_abs for sample in self.samples), default=None),
+            "checked_error": self.checked_error,
+            "check_unit": self.check_unit,
             "measures": {measure.key: measure.value for measure in self.measures},
             "verdict": self.verdict,
         }
-        return table
-
-    def to_json(self) -> str:
-        """The same as text."""
-        return json.dumps(plain(self.to_dict()), indent=2, allow_nan=False) + "\n"
 
 
 def plain(value: Any) -> Any:

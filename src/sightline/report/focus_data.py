@@ -5,14 +5,10 @@ What belongs here: the records, their sums, and the sentences that follow from t
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from sightline.report.data import MeasureRecord, median, percent, plain
-
-SCHEMA_VERSION = 1
-"""Version of the JSON; raised when a key changes its meaning or goes."""
+from sightline.report.data import JobReport, median, percent
 
 
 @dataclass
@@ -50,49 +46,26 @@ class ImageRecord:
     brightness: list[float] = field(default_factory=list)
 
 
-@dataclass
-class FocusReport:
-    """Everything that a job measured.
+@dataclass(kw_only=True)
+class FocusReport(JobReport):
+    """Everything that a focus job measured.
 
     Attributes:
-        title: one line.
-        source: name and kind of what was read; skipped: name of each file that could not be used, and why.
-        model: name, input width and height, task.
+        source: with skipped: name of each file that could not be used, and why.
         area: where it came from, in words.
         mode: "zero" or "exact".
-        settings: what the user chose, name to value.
-        versions: name to version, and the machine.
         clock: what the CPU times count, in words.
         runs: timed runs per picture, focused and dense in turns.
         images: one record per picture.
         layers: per call site: site, kind, executor, share (mean of its positions computed), macs (dense), macs_done (mean), note.
-        measures: the task's numbers over the pictures.
-        dense_engine: what ran the dense network.
-        macs_dense: multiply-accumulates of one dense picture.
-        wall_seconds: the whole job.
-        warnings: what went wrong without stopping the job.
-        interrupted: whether the user stopped it early.
-        outputs: kind of file to path.
+        measures: over the pictures.
     """
 
-    title: str
-    source: dict[str, Any]
-    model: dict[str, Any]
     area: str
     mode: str
-    settings: dict[str, Any]
-    versions: dict[str, str]
     clock: str = ""
     runs: int = 0
     images: list[ImageRecord] = field(default_factory=list)
-    layers: list[dict[str, Any]] = field(default_factory=list)
-    measures: list[MeasureRecord] = field(default_factory=list)
-    dense_engine: str = ""
-    macs_dense: float = 0.0
-    wall_seconds: float = 0.0
-    warnings: list[str] = field(default_factory=list)
-    interrupted: bool = False
-    outputs: dict[str, str] = field(default_factory=dict)
 
     @property
     def area_size(self) -> float:
@@ -164,10 +137,9 @@ class FocusReport:
         rows.extend((measure.label, measure.text) for measure in self.measures)
         return rows
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON types: the records, and under "summary" the numbers derived from them."""
-        table: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **asdict(self)}
-        table["summary"] = {
+    def figures(self) -> dict[str, Any]:
+        """The numbers derived from the records."""
+        return {
             "images": len(self.images),
             "skipped": len(self.source.get("skipped", {})),
             "area_size": self.area_size,
@@ -180,8 +152,3 @@ class FocusReport:
             "measures": {measure.key: measure.value for measure in self.measures},
             "verdict": self.verdict,
         }
-        return table
-
-    def to_json(self) -> str:
-        """The same as text."""
-        return json.dumps(plain(self.to_dict()), indent=2, allow_nan=False) + "\n"

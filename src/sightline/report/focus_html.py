@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import PurePath
 from typing import Any
 
 from sightline.report.data import percent
 from sightline.report.focus_data import FocusReport
-from sightline.report.html import Thumbnail, data_uri, engineering, page_templates, shown
+from sightline.report.page import Thumbnail, engineering, render_page
 
 
 def render_focus(report: FocusReport, thumbnails: Sequence[Thumbnail] = ()) -> str:
@@ -24,20 +23,17 @@ def render_focus(report: FocusReport, thumbnails: Sequence[Thumbnail] = ()) -> s
     Raises:
         MissingPackageError: without jinja2 or Pillow.
     """
-    environment, _ = page_templates()
     total = sum(float(row["macs"]) for row in report.layers)
     most = max((float(row["macs_done"]) for row in report.layers), default=0.0)
-    page: str = environment.get_template("focus.html.j2").render(
-        report=report,
-        source_name=PurePath(str(report.source.get("name", ""))).name,
-        summary=report.summary(),
+    return render_page(
+        "focus.html.j2",
+        report,
+        thumbnails,
+        _facts(report),
         images=[_image_row(image) for image in report.images],
         agreement=sorted({key for image in report.images for key in image.agreement}),
         layers=[_layer_row(row, total, most) for row in report.layers],
-        thumbnails=[(data_uri(thumbnail.image), thumbnail.caption, thumbnail.image.shape) for thumbnail in thumbnails],
-        facts=_facts(report),
     )
-    return page
 
 
 def _image_row(image: Any) -> dict[str, Any]:
@@ -73,7 +69,7 @@ def _layer_row(row: dict[str, Any], total: float, most: float) -> dict[str, Any]
     }
 
 
-def _facts(report: FocusReport) -> list[tuple[str, list[tuple[str, str]]]]:
+def _facts(report: FocusReport) -> list[tuple[str, dict[str, Any]]]:
     timing = {
         "runs": f"{report.runs} per picture, focused and dense in turns; medians",
         "CPU time": report.clock,
@@ -82,11 +78,10 @@ def _facts(report: FocusReport) -> list[tuple[str, list[tuple[str, str]]]]:
     }
     skipped = report.source.get("skipped", {})
     source = {"name": report.source.get("name"), "kind": report.source.get("kind"), **{f"skipped {k}": v for k, v in skipped.items()}}
-    tables = [
+    return [
         ("Settings", {"area": report.area, "mode": report.mode, **report.settings}),
         ("Timing", timing),
         ("Source", source),
         ("Network", report.model),
         ("Versions and machine", report.versions),
     ]
-    return [(title, [(str(key).replace("_", " "), shown(value)) for key, value in table.items()]) for title, table in tables]

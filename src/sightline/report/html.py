@@ -6,35 +6,17 @@ them without scripts (scripts only sort the table and read values off the charts
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import PurePath
 from typing import Any
 
-from sightline.extras import need
-from sightline.media import Image
-from sightline.report.data import RunReport
+from sightline.report.data import CheckRecord, RunReport
+from sightline.report.page import Thumbnail, engineering, markup, render_page
 
 _WIDTH, _HEIGHT = 960, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 28, 20, 36
 _POINTS = 1200  # more than a screen has columns; longer runs are thinned, peaks kept
-
-
-@dataclass
-class Thumbnail:
-    """A picture for the page.
-
-    Attributes:
-        image: (h, w, 3) RGB.
-        caption: a line below it.
-    """
-
-    image: Image
-    caption: str
 
 
 @dataclass
@@ -68,38 +50,15 @@ def render(report: RunReport, thumbnails: Sequence[Thumbnail] = ()) -> str:
     Raises:
         MissingPackageError: without jinja2 or Pillow.
     """
-    environment, markup = page_templates()
     most = max((work(row) for row in report.layers), default=0.0)
-    page: str = environment.get_template("template.html.j2").render(
-        report=report,
-        source_name=PurePath(str(report.source.get("name", ""))).name,
-        summary=report.summary(),
-        charts=[(title, markup(svg), legend) for title, svg, legend in _charts(report)],
-        layers=[layer_row(row, most) for row in report.layers],
-        thumbnails=[(data_uri(thumbnail.image), thumbnail.caption, thumbnail.image.shape) for thumbnail in thumbnails],
-        facts=_facts(report),
-    )
-    return page
+    facts = [("Settings", report.settings), ("Source", report.source), ("Network", report.model), ("Versions and machine", report.versions)]
+    charts = [(title, markup(svg), legend, across) for title, svg, legend, across in _charts(report)]
+    layers = [layer_row(row, most) for row in report.layers]
+    return render_page("template.html.j2", report, thumbnails, facts, charts=charts, layers=layers)
 
 
-def page_templates() -> tuple[Any, Any]:
-    """The environment that finds this package's templates, and the class of text that they take as it is.
-
-    Raises:
-        MissingPackageError: without jinja2.
-    """
-    jinja2 = need("jinja2", "write the HTML report")
-    folder = resources.files("sightline.report")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
-    )  # fmt: skip
-    markup = jinja2.filters.Markup if hasattr(jinja2.filters, "Markup") else need("markupsafe", "write the HTML report").Markup
-    return environment, markup
-
-
-def _charts(report: RunReport) -> list[tuple[str, str, list[tuple[str, str]]]]:
-    """Title, SVG and legend (name, style) of each chart."""
+def _charts(report: RunReport) -> list[tuple[str, str, list[tuple[str, str]], str]]:
+    """Title, SVG, legend (name, style) of each chart, and what lies along it."""
     index = [float(frame.index) for frame in report.frames]
     work = [
         Line("work done, % of the dense MACs", "c1", index, [100 * frame.mac_share for frame in report.frames]),
@@ -112,25 +71,72 @@ def _charts(report: RunReport) -> list[tuple[str, str, list[tuple[str, str]]]]:
         times.append(
             Line("dense on sampled frames of the same run, ms", "c3", [float(sample.index) for sample in report.samples], dense, dots=True)
         )
-    charts = [("Density over time", work, 100.0), ("Time of the network per frame, first frame left out", times, None)]
-    return [(title, line_chart(lines, title, top), [(line.name, line.style) for line in lines]) for title, lines, top in charts]
+    charts: list[tuple[str, list[Line], float | None, str]] = [
+        ("Density over time", work, 100.0, "frame"),
+        ("Time of the network per frame, first frame left out", times, None, "frame"),
+        *_error_charts(report),
+    ]
+    return [
+        (title, line_chart(lines, title, top, across), [(line.name, line.style) for line in lines], across)
+        for title, lines, top, across in charts
+    ]
 
 
-def line_chart(lines: Sequence[Line], title: str, top: float | None = None) -> str:
-    """A line chart over frame numbers as SVG; colours come from the page's CSS.
+def _error_charts(report: RunReport) -> list[tuple[str, list[Line], float | None, str]]:
+    """What checks, budget and tuning add."""
+    charts: list[tuple[str, list[Line], float | None, str]] = []
+    first, last = (float(report.frames[at].index) if report.frames else 0.0 for at in (0, -1))
+    unit = report.check_unit
+    finite = [check for check in report.checks if math.isfinite(check.error)]
+    if finite:
+        lines = [Line(f"error, {unit}", "c1", [float(check.index) for check in finite], [check.error for check in finite], dots=True)]
+        if report.budget is not None and report.budget["metric"] != "seconds":
+            lines.append(Line("budget", "c2", [first, last], [report.budget["goal"]] * 2))
+        charts.append((f"Error against dense, {unit}", lines, None, "frame"))
+    factors = [(float(frame.index), frame.factor) for frame in report.frames if frame.factor is not None]
+    if factors:
+        x, y = [place for place, _ in factors], [factor for _, factor in factors]
+        charts.append(("Factor on all thresholds", [Line("factor", "c1", x, y)], None, "frame"))
+    frontier = _frontier(report, finite)
+    return [*charts, frontier] if frontier is not None else charts
+
+
+def _frontier(report: RunReport, checks: Sequence[CheckRecord]) -> tuple[str, list[Line], float | None, str] | None:
+    """Work that is left against error: what the tuning measured, what the checks of this run did; None if neither is there."""
+    lines = []
+    tuning = report.tuning or {}
+    metric = {"noise units": "noise", "relative L2": "relative"}[report.check_unit]
+    points = sorted((float(point["error"]), 100 * float(point["work"])) for point in tuning.get("frontier", []))
+    if points:
+        metric = str(tuning.get("metric"))
+        lines.append(Line("tuning, on held-back frames", "c2", [error for error, _ in points], [work for _, work in points]))
+    unit = {"noise": "noise units", "relative": "relative L2"}.get(metric, metric)
+    if checks and unit == report.check_unit:
+        work = [100 * check.mac_share for check in checks]
+        lines.append(Line("this run, between checks", "c1", [check.error for check in checks], work, dots=True))
+    if not lines:
+        return None
+    what = "time" if tuning.get("objective") == "seconds" else "work"
+    return f"Saving against error: {what} left, % of dense, over the error in {unit}", lines, None, "error"
+
+
+def line_chart(lines: Sequence[Line], title: str, top: float | None = None, across: str = "frame") -> str:
+    """A line chart as SVG; colours come from the page's CSS.
 
     Args:
         lines: what to draw.
         title: what it shows, for those who cannot see it.
         top: end of the y axis; None: from the data.
+        across: what x is: "frame", a whole number, from the first to the last; or anything else that starts at 0.
 
     Returns:
         An ``<svg>`` element; its points stand in ``data-`` attributes for the script that reads values off it.
     """
     xs = [x for line in lines for x in line.x] or [0.0]
     ys = [y for line in lines for y in line.y] or [0.0]
-    low = min(xs)
-    high = max(low + 1, *xs)
+    whole = across == "frame"
+    low = min(xs) if whole else 0.0
+    high = max(low + 1, *xs) if whole else axis_ticks(max(1e-6, *xs))[-1]
     ticks = axis_ticks(max(1e-6, *ys) if top is None else top)
     top = ticks[-1]
 
@@ -138,14 +144,14 @@ def line_chart(lines: Sequence[Line], title: str, top: float | None = None) -> s
         across = _LEFT + (x - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
         return round(across, 1), round(_TOP + (1 - min(y, top) / top) * (_HEIGHT - _TOP - _BOTTOM), 1)
 
-    sides = f'data-left="{_LEFT}" data-right="{_WIDTH - _RIGHT}"'
+    sides = f'data-left="{_LEFT}" data-right="{_WIDTH - _RIGHT}" data-low="{low:g}" data-high="{high:g}" data-across="{across}"'
     parts = [f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title}" {sides}>']
     for tick in ticks:
         y = place(low, tick)[1]
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{y + 4}" text-anchor="end">{tick:g}</text>')
     for tick in axis_ticks(high):
-        if low <= tick <= high and tick == int(tick):
+        if low <= tick <= high and (not whole or tick == int(tick)):
             x = place(tick, 0)[0]
             parts.append(f'<text class="tick" x="{x}" y="{_HEIGHT - 8}" text-anchor="middle">{tick:g}</text>')
     for line in lines:
@@ -211,38 +217,3 @@ def layer_row(row: dict[str, Any], most: float) -> dict[str, Any]:
 def work(row: dict[str, Any]) -> float:
     """Work done at a call site, as a share of the dense network's."""
     return float(row.get("density") or 0.0) * float(row.get("share") or 0.0)
-
-
-def engineering(number: float) -> str:
-    """A large number with three digits and k, M or G."""
-    for factor, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= factor:
-            return f"{number / factor:.3g} {suffix}"
-    return f"{number:.3g}"
-
-
-def _facts(report: RunReport) -> list[tuple[str, list[tuple[str, str]]]]:
-    """The tables at the end: title, rows."""
-    groups: list[tuple[str, dict[str, Any]]] = [
-        ("Settings", report.settings),
-        ("Source", report.source),
-        ("Network", report.model),
-        ("Versions and machine", report.versions),
-    ]
-    return [(title, [(str(key).replace("_", " "), shown(value)) for key, value in table.items()]) for title, table in groups]
-
-
-def shown(value: Any) -> str:
-    """A setting as tables show it."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(shown(item) for item in value)
-    return "none" if value is None or value == "" else str(value)
-
-
-def data_uri(image: Image) -> str:
-    """A picture as the address of itself, to stand in a page."""
-    buffer = io.BytesIO()
-    need("PIL.Image", "write the HTML report").fromarray(image).save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

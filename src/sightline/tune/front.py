@@ -170,7 +170,7 @@ def _result(measurer: Measurer, trial: Trial, unit: str, norm: str, report: Tune
     factors = measurer.deviations if unit == "absolute" else [1.0] * len(measurer.names)
     values = {name: value * factor for name, value, factor in zip(measurer.names, trial.values, factors, strict=True)}
     thresholds = Thresholds(values, unit)
-    thresholds.noise, thresholds.norm, thresholds.report = trial.noise, norm, report
+    thresholds.noise, thresholds.norm, thresholds.report, thresholds.tuning = trial.noise, norm, report, report.brief()
     thresholds._fix()
     return thresholds
 

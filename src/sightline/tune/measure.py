@@ -19,10 +19,10 @@ import torch
 
 from sightline.errors import SightlineError
 from sightline.kernels import get_num_threads
+from sightline.pixels import pixel_scale_of
 from sightline.stream import Stream
 from sightline.tune.checkpoint import Checkpoint
 from sightline.tune.metrics import Metric, Pair, make_metric, same_form, squares, task_metric, tensors_of
-from sightline.tune.pixels import pixel_scale_of
 from sightline.tune.report import Point, TuneProgress
 
 

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
+from sightline.difference import Pair, same_form, squares, tensors_of
 from sightline.tune.detections import Detections, is_detection, read_detections
+
+__all__ = ["METRICS", "SHARES", "Metric", "Pair", "make_metric", "same_form", "squares", "task_metric", "tensors_of"]
 
 METRICS = ("noise", "relative", "top1", "iou", "detection_f1", "keypoints")
 SHARES = frozenset({"top1", "iou", "detection_f1"})
 """Errors between 0 and 1."""
 _SAME_BOX = 0.5
-
-Pair = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -86,31 +86,6 @@ def task_metric(output: Any, size: tuple[int, int]) -> str | None:
         if channels != 3 and channels <= 256 and height * 8 >= size[1]:
             return "iou"
     return None
-
-
-def tensors_of(output: Any) -> list[torch.Tensor]:
-    """All tensors in what a model returned, in order."""
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
-
-
-def same_form(dense: Any, streamed: Any) -> bool:
-    """Whether two outputs can be compared number by number."""
-    first, second = tensors_of(dense), tensors_of(streamed)
-    return [value.shape for value in first] == [value.shape for value in second]
-
-
-def squares(dense: Any, streamed: Any) -> Pair:
-    """(squared L2 distance, squared L2 norm of the dense output), over all tensors together.
-
-    >>> squares(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 2.0]))
-    (4.0, 25.0)
-    """
-    wrong = there = 0.0
-    for first, second in zip(tensors_of(dense), tensors_of(streamed), strict=True):
-        if first.is_floating_point():
-            wrong += float((second.float() - first.float()).square().sum(dtype=torch.float64))
-            there += float(first.float().square().sum(dtype=torch.float64))
-    return wrong, there
 
 
 def top1(dense: Any, streamed: Any) -> Pair:

@@ -112,6 +112,11 @@ class TuneReport:
         saving = self.saving if self.work > 0 else None
         return {**asdict(self), "saving": saving, "frontier": [asdict(point) for point in self.frontier]}
 
+    def brief(self) -> dict[str, Any]:
+        """What a thresholds file keeps: the choice, and the frontier that it was chosen from."""
+        kept = {name: getattr(self, name) for name in ("metric", "budget", "error", "work", "objective", "frames_held_back")}
+        return {**kept, "frontier": [{"error": point.error, "work": point.work} for point in self.frontier]}
+
     def __str__(self) -> str:
         task = "" if self.task is None or self.task == self.metric else f", {self.task} error {self.task_error:.4g}"
         noise = "" if self.error_noise is None or self.metric == "noise" else f", {self.error_noise:.3g} noise units"

@@ -672,7 +672,7 @@ void depthwise_run_block(const DepthwiseRun& a, int at, const Publish& pub, cons
   for (int c = 0; c < a.c; c += W) {
     VF acc[R];
     const VF b = load(a.bias + c);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) acc[r] = b;
 #pragma GCC unroll 7
     for (int ky = 0; ky < KH; ++ky) {
@@ -680,15 +680,15 @@ void depthwise_run_block(const DepthwiseRun& a, int at, const Publish& pub, cons
       VF w[KW];
 #pragma GCC unroll 7
       for (int kx = 0; kx < KW; ++kx) w[kx] = load(a.weights + (int64_t)(ky * KW + kx) * a.cpad + c);
-#pragma GCC unroll 16
+#pragma GCC unroll 20
       for (int j = 0; j < (R - 1) * S + KW; ++j) {
         const VF v = load(x + (int64_t)j * a.ld);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
           if (j - r * S >= 0 && j - r * S < KW) acc[r] += v * w[j - r * S];
       }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       if constexpr (MODE == kKeep) {
         store(a.out + (int64_t)(at + r) * a.ldo + c, acc[r]);
@@ -706,6 +706,8 @@ template <int KH, int KW, int S, int MODE, bool RES>
 void depthwise_run_k(const DepthwiseRun& a, const Publish& pub, int64_t index, uint8_t* flags) {
   const Clamp clamp = clamp_of(pub);
   int at = 0;
+  if constexpr (W == 16 && KH == 3)  // 32 registers: neighbours share more of what they read
+    for (; at + 8 <= a.count; at += 8) depthwise_run_block<KH, KW, S, 8, MODE, RES>(a, at, pub, clamp, index, flags);
   for (; at + 4 <= a.count; at += 4) depthwise_run_block<KH, KW, S, 4, MODE, RES>(a, at, pub, clamp, index, flags);
   switch (a.count - at) {
     case 3: return depthwise_run_block<KH, KW, S, 3, MODE, RES>(a, at, pub, clamp, index, flags);

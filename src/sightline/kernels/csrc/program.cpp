@@ -370,6 +370,13 @@ int Program::add_pointwise(int out, int in, const float* scale, const float* shi
   return (int)steps.size() - 1;
 }
 
+int Program::add_channel_norm(int out, int in, const float* scale, const float* shift, float epsilon) {
+  if (!scale || !shift || !(epsilon >= 0)) throw std::invalid_argument("channel norm: scale, shift and a positive epsilon are needed");
+  const int step = add_pointwise(out, in, scale, shift);
+  steps[(size_t)step].normalize = epsilon;
+  return step;
+}
+
 int Program::add_binary(int out, int a, int b, int op) {
   const Tensor to = tensors.at((size_t)out);
   Step& s = push(Kind::kBinary, out);

@@ -103,6 +103,7 @@ struct Step {
   // weighted windows
   std::vector<float> wy, wx, div_y, div_x;
   float divisor = 0;
+  float normalize = -1;  // pointwise: of each pixel first subtract its mean over channels and divide by sqrt(variance + this); < 0: not
   // A block: this step computes the maps of one or two steps before it as it goes, and they are not held.
   int expand = -1;     // step whose map the depthwise convolution reads
   int depthwise = -1;  // step whose map this convolution reads; -1 where this step is the depthwise convolution itself
@@ -130,6 +131,8 @@ class Program {
   int add_weighted(int out, int in, int rows, int cols, const float* wy, const float* wx, const float* div_y, const float* div_x,
                    float divisor);
   int add_pointwise(int out, int in, const float* scale, const float* shift);
+  // Normalizes every pixel over its channels, then scales and shifts.
+  int add_channel_norm(int out, int in, const float* scale, const float* shift, float epsilon);
   int add_binary(int out, int a, int b, int op);
   int add_gather(int out, float fill);
   void add_gather_part(int step, int in, int rows, int cols, int period_y, int period_x, const std::vector<int32_t>& runs);

@@ -47,6 +47,16 @@ void State::run_windows(int step) {
   });
 }
 
+// Mean and variance over the channels in two passes, as far as float32 input deserves; then scale and shift. `x` is overwritten.
+static void normalize_pixel(float* x, const float* scale, const float* shift, int c, float epsilon) {
+  double sum = 0, squares = 0;
+  for (int i = 0; i < c; ++i) sum += x[i];
+  const float mean = (float)(sum / c);
+  for (int i = 0; i < c; ++i) squares += (double)(x[i] - mean) * (x[i] - mean);
+  const float factor = (float)(1.0 / std::sqrt(squares / c + epsilon));
+  for (int i = 0; i < c; ++i) x[i] = (x[i] - mean) * factor * scale[i] + shift[i];
+}
+
 void State::run_elementwise(int step) {
   const Step& s = program->steps[(size_t)step];
   list_sites(step);
@@ -68,7 +78,10 @@ void State::run_elementwise(int step) {
       const Raw* x = at(s.links[0].tensor);
       for (int i = 0; i < n; ++i) {
         const Raw* from = x + (int64_t)list[i].index * t.ld * k.element;
-        if (s.weights.size) k.affine_pixel(from, s.weights.data, s.bias.data, rows + (int64_t)i * ldr, tout.c);
+        if (s.normalize >= 0) {
+          k.copy_pixel(from, rows + (int64_t)i * ldr, tout.c);
+          normalize_pixel(rows + (int64_t)i * ldr, s.weights.data, s.bias.data, tout.c, s.normalize);
+        } else if (s.weights.size) k.affine_pixel(from, s.weights.data, s.bias.data, rows + (int64_t)i * ldr, tout.c);
         else k.copy_pixel(from, rows + (int64_t)i * ldr, tout.c);
       }
       return;

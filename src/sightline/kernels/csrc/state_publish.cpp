@@ -28,6 +28,7 @@ Publish State::publisher(int step) {
 void State::note_density(int step, const Publish& pub) {
   if (fresh || pub.mode == kAlways) return;
   const Tensor& t = program->tensors[(size_t)program->steps[(size_t)step].out];
+  if (t.h * t.w == 1) return;  // comparing a vector costs nothing, and publishing it may cost the whole map that reads it
   const double n = (double)changed[(size_t)t.mask].count;
   busy[(size_t)step] = n >= kBusy * reachable(step) && n >= 0.95 * (double)sites[(size_t)step].count ? kLookAgain : 0;
 }
