@@ -3,8 +3,9 @@
 
 Writes one JSON line per network; a second run does those that are missing. One process per network, with limits of time and memory.
 Weights are random but lively, thresholds 0; the law of tests/oracle.py decides (against float64), or for networks above 150 million weights
-a relative error of 1e-3 against float32. Detectors: the same relative error, box by box; no box is thrown away for a low score, so that
-there are some.
+a relative error of 1e-3 against float32. Where lively weights make PyTorch's own float32 result wrong by more than a thousandth, the
+network's own initial weights are taken ("tame"). Detectors: the same relative error, box by box; no box is thrown away for a low score,
+so that there are some.
 
     python scripts/sweep_models.py results.jsonl [--only NAME ...] [--limit-seconds 120] [--stop-after 900] [--shard 0/2]
     python scripts/sweep_models.py results.jsonl --table benchmarks/results/models-1.json
@@ -44,7 +45,7 @@ LARGE_NAMES = re.compile(
 )
 GIBIBYTES = 10  # of memory per network
 LARGE = 150_000_000  # weights above which no float64 copy is made
-HUGE = 250_000_000  # weights above which a network is left out: more memory than time
+HUGE = 700_000_000  # weights above which a network is left out: more memory than time
 TIMM_FILES = [
     "byobnet", "convmixer", "convnext", "cspnet", "densenet", "dla", "dpn", "edgenext", "efficientnet", "efficientvit_mit",
     "efficientformer", "fasternet", "fastvit", "ghostnet", "hardcorenas", "hgnet", "hrnet", "inception_next",
@@ -144,6 +145,23 @@ def obey_law(results: list[Any], model: nn.Module, exact: nn.Module, frames: lis
         oracle.assert_law(oracle.tensors(got), plain, truth, f"frame {index}, relative error {relative_error:.2g}", limits)
 
 
+def keypoints_apart(got: Any, want: Any) -> float:
+    """The largest distance in pixels of a detector's keypoints, which are taken out of both results.
+
+    Each is the place of a maximum, and rounding decides between neighbours that are as good.
+    """
+    if not (isinstance(got, list) and got and isinstance(got[0], dict) and "keypoints" in got[0]):
+        return 0.0
+    pairs = [(a.pop("keypoints"), b.pop("keypoints")) for a, b in zip(got, want, strict=True)]
+    return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+def sound(model: nn.Module, exact: nn.Module, frame: Tensor) -> bool:
+    """Whether PyTorch's own result in float32 is right to a thousandth; some deep networks amplify rounding until nothing else is left."""
+    with torch.no_grad():
+        return relative(model(frame), exact(frame.double())) <= 1e-3
+
+
 def macs_of(model: nn.Module, frame: Tensor) -> int:
     """Multiply-accumulates of a whole model, also of what cannot be captured."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -167,13 +185,21 @@ def judge(name: str, kind: str) -> dict[str, Any]:
     else:
         zoo.enliven(model, size)
     exact = copy.deepcopy(model).double() if kind != "detection" and weights <= LARGE else None
+    if exact is not None and not sound(model, exact, frames[0]):
+        torch.manual_seed(0)
+        model, row["tame"] = build(name, kind)[0], True
+        exact = copy.deepcopy(model).double()
+        assert sound(model, exact, frames[0]), "PyTorch's own float32 result is noise"
     stream = sl.stream(model)
     results, shares = [], []
     for frame in frames:
         results.append(stream(frame))
         shares.append(stream.stats.last.macs_share)
     with torch.no_grad():
-        worst = max(relative(got, model(frame)) for got, frame in zip(results, frames, strict=True))
+        dense = [model(frame) for frame in frames]
+    far = max(keypoints_apart(*pair) for pair in zip(results, dense, strict=True))
+    assert far <= 1, f"keypoints are {far:.3g} pixels apart"
+    worst = max(relative(*pair) for pair in zip(results, dense, strict=True))
     if exact is None:
         assert worst <= 1e-3, f"relative error {worst:.3g}, {[tuple(v.shape) for v in oracle.tensors(results[-1])]}"
     else:
@@ -183,7 +209,7 @@ def judge(name: str, kind: str) -> dict[str, Any]:
         oracle.assert_bits_equal(results[-1], stream.clone()(frames[-1]), "against the stream's own dense run")
     stream(frames[-1])
     assert stream.stats.last.macs_done == 0, f"a static frame costs {stream.stats.last.macs_share:.1%} of the work"
-    dense = sorted({str(r["op"]) for r in rows if r["executor"] != "native"})
+    on_torch = sorted({str(r["op"]) for r in rows if r["executor"] != "native"})
     macs = macs_of(model, frames[-1]) if stream._partial is not None else sum(r["macs"] for r in rows)
     if kind == "detection":
         assert sum(value.shape[0] for value in oracle.tensors(results[-1])) > 0, "nothing was detected, so nothing was compared"
@@ -191,7 +217,7 @@ def judge(name: str, kind: str) -> dict[str, Any]:
     return row | {
         "status": "ok", "relative_error": worst, "macs_share": shares, "macs": macs, "native_macs_share": native / max(macs, 1),
         "call_sites": len(rows), "parts": stream._partial is not None,
-        "on_torch": sum(r["executor"] != "native" for r in rows), "ops_on_torch": dense,
+        "on_torch": sum(r["executor"] != "native" for r in rows), "ops_on_torch": on_torch,
     }  # fmt: skip
 
 

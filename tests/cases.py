@@ -372,14 +372,16 @@ _function(
 _function("vector plus a constant", lambda x, f: f.bias + x.mean((2, 3)), (2, 5, 6, 7), lambda: nn.Linear(5, 5))
 
 
+def _shaken_norm(channels: int) -> nn.Module:
+    return _shaken(nn.LayerNorm(channels, 1e-3))
+
+
 def _norm_of_last(x: Tensor, norm: nn.Module) -> Tensor:
     return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
-for _channels in (1, 5, 16, 70):
-    _function(
-        f"norm over {_channels} channels", _norm_of_last, (2, _channels, 5, 6), lambda c=_channels: _shaken(nn.LayerNorm(c, eps=1e-3))
-    )
+for _width in (1, 5, 16, 70):
+    _function(f"norm over {_width} channels", _norm_of_last, (2, _width, 5, 6), partial(_shaken_norm, _width))
 _function("norm over channels, then an activation", lambda x, norm: F.gelu(_norm_of_last(x, norm)), (1, 24, 5, 6), lambda: nn.LayerNorm(24))
 _function("root of the sum of squares of a map", lambda x: x * torch.linalg.vector_norm(x, 2, (2, 3), keepdim=True), (2, 7, 5, 6))
 

@@ -20,6 +20,8 @@ class FakeStats:
     macs_dense: float = 1000.0
     seconds: float = 0.0
     frames: int = 0
+    restarts: int = 0
+    refreshes: int = 0
 
 
 @dataclass

@@ -36,7 +36,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         last = self.narrow(F.gelu(self.wide(self.norm(self.depthwise(x).permute(0, 2, 3, 1)))))
-        return x + (self.scale * last).permute(0, 3, 1, 2)
+        return x + (self.scale * last).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
 class Global(nn.Module):
@@ -50,7 +50,7 @@ class Global(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.gelu(self.first(x))
         size = torch.linalg.vector_norm(x, 2, (2, 3), keepdim=True)
-        return self.last(x + torch.addcmul(self.bias, self.weight, x * (size / (size.mean(1, keepdim=True) + 1e-6))))
+        return self.last(x + torch.addcmul(self.bias, self.weight, x * (size / (size.mean(1, keepdim=True) + 1e-6))))  # type: ignore[no-any-return]
 
 
 def last(function: Callable[[Tensor], Tensor]) -> nn.Module:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -127,11 +128,13 @@ def test_options_reach_the_stream_and_the_network(networks: Path, video: Path, f
     result = run(
         "stream", video, "-m", f"{networks}:classify", "--threshold", 0.1, "--input-threshold", "15abs", "--noise", "block",
         "--norm", "max", "--threshold-unit", "absolute", "--backend", "torch", "--global-ops", "hold", "--frames", 3, "--start", 2,
-        "--scale", 1, "--mean", "1,2,3", "--std", "2", "--bgr", "--json", tmp_path / "r.json",
+        "--scale", 1, "--mean", "1,2,3", "--std", "2", "--bgr", "--exposure", "global", "--no-scene-cuts", "--refresh", 7,
+        "--json", tmp_path / "r.json",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     expected = {
         "threshold_unit": "absolute", "input_threshold": "15abs", "noise": "block", "norm": "max", "backend": "torch", "global_ops": "hold",
+        "exposure": "global", "scene_cuts": False, "refresh": 7,
     }  # fmt: skip
     assert fake[0].settings == expected
     assert fake[0].threshold == 0.1
@@ -140,6 +143,28 @@ def test_options_reach_the_stream_and_the_network(networks: Path, video: Path, f
     assert table["settings"]["mean"] == [1, 2, 3]
     assert table["settings"]["channels"] == "BGR"
     assert table["model"]["task"] == "classify"
+
+
+def test_keyframes_and_cuts_are_computed_whole_and_told(networks: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    path = tmp_path / "v.mp4"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=10, options={"g": "4", "sc_threshold": "0", "bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for index in range(12):
+            rows = np.random.default_rng(index // 6).integers(0, 255, (4, 6, 3), dtype=np.uint8)  # another picture from frame 6 on
+            image = np.asarray(Image.fromarray(rows).resize((96, 64)))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    numbers = tmp_path / "r.json"
+    result = run("stream", path, "-m", f"{networks}:segment", "--threshold", 0.3, "--refresh", "keyframes", "--json", numbers)
+    assert result.exit_code == 0, result.output
+    table = json.loads(numbers.read_text())
+    assert [i for i, frame in enumerate(table["frames"]) if frame["mac_share"] == 1] == [0, 4, 6, 8]
+    assert (table["restarts"], table["refreshes"]) == (1, 2)
+    assert table["settings"]["refresh"] == "keyframes"
+    assert "1 at scene cuts, 2 refreshes" in result.stdout
 
 
 def test_preprocessing_is_scale_then_mean_then_std_in_the_chosen_order() -> None:
@@ -223,7 +248,10 @@ def test_differences_are_measured_over_all_outputs() -> None:
         (["--input-threshold", "-1abs"], "--input-threshold"),
         (["--mean", "1,2"], "--mean"),
         (["--std", "0"], "none 0"),
-        (["--noise", "loud"], "expected one of vote, block"),
+        (["--exposure", "auto"], "expected one of global"),
+        (["--refresh", "0"], "at least 1"),
+        (["--refresh", "often"], "or keyframes"),
+        (["--noise", "loud"], "expected vote, block or temporal"),
         (["--compare", "sparse"], "expected one of dense"),
         (["--task", "poetry"], "expected one of auto"),
         (["--backend", "gpu"], "expected one of auto"),

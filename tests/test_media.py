@@ -6,6 +6,7 @@ import errno
 import resource
 import wave
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,68 @@ def test_a_size_that_changes_within_a_video_becomes_the_first(tmp_path: Path) ->
     assert len(shapes) >= 6
     assert set(shapes) == {(48, 64, 3)}
     assert any("change size" in warning and "64x48" in warning for warning in source.warnings)
+
+
+def encode(path: Path, times: Iterable[int], size: tuple[int, int] = SIZE, *, aspect: Fraction | None = None, turn: int = 0) -> Path:
+    """A video of `picture`s at these milliseconds, each with its number as time."""
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=10, options={"g": "4", "sc_threshold": "0"})
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
+        if turn:
+            stream.set_display_rotation(turn)
+        for index, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(picture(index, size), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_frames_at_changing_intervals_are_all_taken_and_told(tmp_path: Path, suffix: str) -> None:
+    times = [0, 40, 80, 600, 640, 1500, 1540, 1580]
+    with open_source(str(encode(tmp_path / f"v{suffix}", times))) as source:
+        places = [bar_place(frame.rgb()) for frame in source]
+    assert [abs(place - 4 * index) <= 1 for index, place in enumerate(places)] == [True] * len(times)
+    assert len(source.warnings) == 1
+    assert "changing intervals (40 to 860 ms)" in source.warnings[0]
+
+
+def test_a_steady_pace_is_not_told(tmp_path: Path) -> None:
+    with open_source(str(encode(tmp_path / "v.mkv", [round(index * 1000 / 30) for index in range(12)]))) as source:
+        assert sum(1 for _ in source) == 12
+    assert source.warnings == []
+
+
+@pytest.mark.parametrize(("turn", "size"), [(90, (48, 64)), (180, (64, 48)), (270, (48, 64))])
+def test_a_rotated_video_comes_upright(tmp_path: Path, turn: int, size: tuple[int, int]) -> None:
+    path = encode(tmp_path / "v.mp4", range(0, 400, 100), turn=turn)
+    with open_source(str(path)) as source, av.open(str(path)) as container:
+        stored = next(container.decode(video=0))
+        assert stored.rotation % 360 == turn % 360
+        image = next(iter(source)).rgb()
+    assert (source.size, image.shape) == (size, (size[1], size[0], 3))
+    turned = np.rot90(stored.to_ndarray(format="rgb24"), turn // 90)  # rotation: by so much against the clock
+    assert np.abs(image.astype(int) - turned).mean() < 3
+
+
+@pytest.mark.parametrize(
+    ("aspect", "turn", "size"), [(Fraction(4, 3), 0, (85, 48)), (Fraction(2, 3), 0, (64, 72)), (Fraction(4, 3), 90, (48, 85))]
+)
+def test_pixels_that_are_not_square_become_square(tmp_path: Path, aspect: Fraction, turn: int, size: tuple[int, int]) -> None:
+    with open_source(str(encode(tmp_path / "v.mp4", range(0, 400, 100), aspect=aspect, turn=turn))) as source:
+        shapes = {frame.rgb().shape for frame in source}
+        assert source.size == size
+    assert shapes == {(size[1], size[0], 3)}
+    assert source.warnings == []
+
+
+def test_keyframes_are_known(tmp_path: Path) -> None:
+    with open_source(str(encode(tmp_path / "v.mp4", range(0, 1000, 100)))) as source:
+        assert [frame.index for frame in source if frame.key] == [0, 4, 8]
 
 
 def test_a_truncated_video_gives_what_decodes_and_says_so(tmp_path: Path) -> None:

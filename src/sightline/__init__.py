@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sightline import fields, geometry
 from sightline.area import AreaOfInterest
 from sightline.budget import Budget, BudgetStats
+from sightline.camera.noise import TemporalNoise
 from sightline.errors import (
     BackendError,
     CaptureError,
@@ -53,6 +54,7 @@ __all__ = [
     "Sites",
     "Stats",
     "Stream",
+    "TemporalNoise",
     "Thresholds",
     "TuneProgress",
     "TuneReport",

@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -42,11 +43,13 @@ class Frame:
     Attributes:
         index: position in the source, counted from its beginning.
         size: (width, height) of the source's first frame; frames of another size are resized to it.
+        key: whether a video's codec made the frame without looking at others; its noise jumps there.
     """
 
     index: int
     size: tuple[int, int]
     _render: Callable[[tuple[int, int]], Image] = field(repr=False)
+    key: bool = False
 
     def rgb(self, size: tuple[int, int] | None = None) -> Image:
         """The picture.
@@ -66,7 +69,7 @@ class Source:
     Attributes:
         name: what the user gave.
         kind: "file", "folder", "camera" or "url".
-        size: (width, height) of the frames.
+        size: (width, height) of the frames, upright and with square pixels, as a screen shows them.
         fps: frames per second of the source (25.0 where it says nothing).
         count: number of frames that will come, or None where that is not known.
         warnings: what went wrong without stopping the run, one sentence each; complete once the iteration has ended.
@@ -147,18 +150,27 @@ def _open_av(source: str, kind: str, start: int, frames: int | None) -> Source:
         container.close()
         came = f"no frame from frame {start} on" if start else "no frame that can be decoded"
         raise MediaError(f"video: {source!r} holds {came}; {notes[0] if notes else 'give another file, or a smaller --start'}")
-    size = _upright_size(first)
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+    size = _upright_size(first, aspect)
+    pace = _Pace()
 
     def generate() -> Iterator[Frame]:
         picture: Any = first
         index = start
         while picture is not None and (frames is None or index - start < frames):
-            if _upright_size(picture) != size and not any("change size" in note for note in notes):
+            pace.see(picture.time)
+            if _upright_size(picture, aspect) != size and not any("change size" in note for note in notes):
                 notes.append(f"frames change size at frame {index}; they are resized to the first frame's {size[0]}x{size[1]}")
-            yield Frame(index, size, _av_renderer(picture))
+            yield Frame(index, size, _av_renderer(picture), bool(picture.key_frame))
             index += 1
             if frames is None or index - start < frames:
                 picture = next(decoded, None)
+        steady = kind != "file" or container.format.name == "avi"  # which knows one rate only, and numbers frames oddly
+        if not steady and pace.varies and not notes:
+            notes.append(
+                f"frames of {source!r} come at changing intervals ({min(pace.gaps)} to {max(pace.gaps)} ms); "
+                f"all are taken, and a written video shows them at {float(rate):.3g} a second"
+            )
 
     count = None if announced is None else max(announced - start, 1)
     if frames is not None:
@@ -221,6 +233,7 @@ def _decode(av: Any, container: Any, stream: Any, source: str, announced: int | 
     """Decode what can be decoded; a broken end becomes a note instead of an error."""
     count = 0
     bad = 0
+    shown = 0.0  # seconds
     packets = container.demux(stream)
     while True:
         try:
@@ -237,16 +250,46 @@ def _decode(av: Any, container: Any, stream: Any, source: str, announced: int | 
             continue
         for picture in pictures:
             count += 1
+            shown = picture.time or 0.0
             yield picture
     if bad:
         notes.append(f"{bad} damaged packets of {source!r} were skipped")
     # Containers without an index announce frames by duration, which is not exact: one missing in fifty is not worth a warning.
-    if not notes and announced is not None and count < announced * 0.98 - 1:
+    # At changing intervals that number means nothing, but the last frame stands near the end.
+    whole = not stream.frames and container.duration and shown >= 0.95 * container.duration / 1_000_000 - 0.1
+    if not notes and announced is not None and count < announced * 0.98 - 1 and not whole:
         notes.append(f"{source!r} announces {announced} frames but only {count} could be decoded; the file seems to be cut off")
 
 
-def _upright_size(picture: Any) -> tuple[int, int]:
+class _Pace:
+    """The intervals between frames."""
+
+    def __init__(self) -> None:
+        self.gaps: Counter[int] = Counter()  # milliseconds
+        self._last: float | None = None
+
+    def see(self, time: float | None) -> None:
+        if time is not None and self._last is not None and time > self._last:
+            self.gaps[round(1000 * (time - self._last))] += 1
+        self._last = time
+
+    @property
+    def varies(self) -> bool:
+        """Every tenth interval is not the usual one; rounding to milliseconds and single lost frames are not meant."""
+        if not self.gaps:
+            return False
+        usual, _ = self.gaps.most_common(1)[0]
+        odd = sum(count for gap, count in self.gaps.items() if abs(gap - usual) > usual / 2 + 2)
+        return odd > 1 and odd > 0.1 * self.gaps.total()
+
+
+def _upright_size(picture: Any, aspect: Fraction) -> tuple[int, int]:
+    """(width, height) as a screen shows the picture: turned, and with square pixels, of which there are never fewer than decoded."""
     width, height = int(picture.width), int(picture.height)
+    if aspect > 1:
+        width = round(width * aspect)
+    elif 0 < aspect < 1:
+        height = round(height / aspect)
     return (height, width) if int(getattr(picture, "rotation", 0)) % 180 else (width, height)
 
 

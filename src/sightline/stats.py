@@ -31,6 +31,8 @@ class FrameStats:
         seconds: wall time inside the stream, capture and planning not included.
         gates: call-site name of a global gate (a value without positions that is multiplied, added or spread over a whole map) -> share
             of the frames in which it moved, 0 to 1; the first frame counts as one.
+        restarts: how often the video was started anew within: at a scene cut, or at another exposure that lasted.
+        refreshes: how often everything was computed again because it was asked for.
     """
 
     frames: int = 0
@@ -39,6 +41,13 @@ class FrameStats:
     macs_dense: int = 0
     seconds: float = 0.0
     gates: dict[str, float] = field(default_factory=dict)
+    restarts: int = 0
+    refreshes: int = 0
+
+    @property
+    def restarted(self) -> bool:
+        """Whether the video was started anew within."""
+        return self.restarts > 0
 
     @property
     def macs_share(self) -> float:
@@ -53,6 +62,8 @@ class FrameStats:
             "macs_dense": self.macs_dense,
             "macs_share": self.macs_share,
             "seconds": self.seconds,
+            "restarts": self.restarts,
+            "refreshes": self.refreshes,
             "density": dict(self.density),
             "gates": dict(self.gates),
         }
@@ -78,8 +89,19 @@ class Stats:
         self._last_seconds = 0.0
         self._seconds = 0.0
         self.budget: BudgetStats | None = None
+        self._last_starts = (0, 0)
+        self._starts = (0, 0)
 
-    def add(self, sites: Sequence[Site], counts: list[int], seconds: float, moved: Sequence[bool] = ()) -> None:
+    def add(
+        self,
+        sites: Sequence[Site],
+        counts: list[int],
+        seconds: float,
+        moved: Sequence[bool] = (),
+        *,
+        restarted: bool = False,
+        refreshed: bool = False,
+    ) -> None:
         """Counts one more frame.
 
         Args:
@@ -87,6 +109,8 @@ class Stats:
             counts: for each, how many positions were computed.
             seconds: wall time.
             moved: of the sites that are gates, in their order, whether they moved.
+            restarted: the frame started the video anew.
+            refreshed: everything was computed again because it was asked for.
         """
         if sites is not self._sites:  # the set of parts of a model may grow
             known = dict(zip((site.name for site in self._sites), self._sum, strict=True))
@@ -101,6 +125,8 @@ class Stats:
         self._frames += 1
         self._last_seconds = seconds
         self._seconds += seconds
+        self._last_starts = (int(restarted), int(refreshed))
+        self._starts = (self._starts[0] + restarted, self._starts[1] + refreshed)
 
     def add_to_last(self, counts: list[int], seconds: float) -> None:
         """Counts more work for the last frame."""
@@ -128,14 +154,14 @@ class Stats:
     @property
     def last(self) -> FrameStats:
         """Cost of the last frame."""
-        return self._stats(self._last, self._moved, min(self._frames, 1), self._last_seconds)
+        return self._stats(self._last, self._moved, min(self._frames, 1), self._last_seconds, self._last_starts)
 
     @property
     def total(self) -> FrameStats:
         """Cost of all frames together; densities are means."""
-        return self._stats(self._sum, self._moved_sum, self._frames, self._seconds)
+        return self._stats(self._sum, self._moved_sum, self._frames, self._seconds, self._starts)
 
-    def _stats(self, counts: list[int], moved: list[int], frames: int, seconds: float) -> FrameStats:
+    def _stats(self, counts: list[int], moved: list[int], frames: int, seconds: float, starts: tuple[int, int]) -> FrameStats:
         if not frames:
             return FrameStats()
         shares = [count / max(site.positions, 1) for site, count in zip(self._sites, counts, strict=True)]
@@ -146,6 +172,7 @@ class Stats:
             sum(site.macs for site in self._sites) * frames,
             seconds,
             {name: count / frames for name, count in zip(self._gates, moved, strict=True)},
+            *starts,
         )
 
     def to_dict(self) -> dict[str, Any]:

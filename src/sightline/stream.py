@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,9 @@ from torch.utils import _pytree as pytree
 
 from sightline.area import AreaOfInterest
 from sightline.budget import Budget, Control
+from sightline.camera.cuts import CutDetector
+from sightline.camera.exposure import ExposureFilter
+from sightline.camera.noise import NOT_FINITE, Noise, TemporalFilter, TemporalNoise, parse_noise
 from sightline.checks import Checks
 from sightline.errors import CaptureError, DeviceError, DTypeError, FrameError, ShapeError
 from sightline.explain import Explanation
@@ -49,8 +52,11 @@ def stream(
     threshold_unit: str = "std",
     input_threshold: float | str | None = None,
     norm: str = "rms",
-    noise: str | None = None,
+    noise: Noise = None,
     aoi: AreaOfInterest | None = None,
+    exposure: str | None = None,
+    scene_cuts: bool = True,
+    refresh: int | None = None,
     global_ops: str = "exact",
     budget: float | Budget | None = None,
     backend: str = "auto",
@@ -76,10 +82,21 @@ def stream(
         norm: over the channels of a site: "rms" (default), "max" or "l2".
         noise: which changes of the frame count. None: each pixel for itself. "block": aligned 8x8 blocks change as a whole, as codecs
             make errors. "vote": a pixel counts iff 5 of its 5x5 neighbourhood changed; isolated specks are dropped, so single
-            pixels may then stay further than the threshold from the true frame.
+            pixels may then stay further than the threshold from the true frame. "temporal", or a `TemporalNoise` with its settings: pixels
+            that did not move are averaged over time first, as far as their noise is new in every frame; the network sees the means.
+            For noisy sensors. Never exact.
         aoi: compute only what changed and is needed for this area of every output; it may be edited or moved between frames. Inside the
             area the output is that of a stream without one, at every frame; outside it holds what was last computed there, or 0.
             Of the frame, only what the area needs is read. None: everywhere.
+        exposure: None, or "global": gain and offset between a frame and what is held are estimated (per channel, from pixels that stand
+            still), and the frame is brought to the held exposure before anything looks at it, for lamps that flicker and cameras
+            that adjust themselves. The output is then that for the frame at the exposure of the first frame; a change by more than a
+            factor of 2, or one that stays for 64 frames, restarts the stream at the new exposure. Not exact where it corrects.
+        scene_cuts: whether a frame that shows something else than the one before restarts the stream: it is computed as a first frame is,
+            nothing is compared, and standard deviations are measured anew. Without it, such a frame costs a little more and thresholds keep
+            the units of the old scene. Of a batch, most elements must have changed. Exact either way. Not looked for with an `aoi`.
+        refresh: every so many frames, everything is computed again, so that no error of a threshold is older; thresholds keep their units.
+            None: never by itself; see `Stream.refresh`.
         global_ops: what to do with global gates: values without positions that are multiplied, added or spread over a whole map
             (squeeze-excite, pooled context), which must be recomputed whole whenever the gate moves. "exact": gates have thresholds like
             any call site. "hold": a gate keeps its value until it has moved by more than a threshold of its own: 0.25 standard deviations
@@ -106,7 +123,8 @@ def stream(
         CaptureError: the model cannot be captured.
         BackendError: backend="native" cannot run this model here.
 
-    Exact when: every threshold is 0, noise is not "vote" and no gate is held; the native executor is then bit-equal to its own dense run.
+    Exact when: every threshold is 0, noise is None or "block", there is no `exposure` and no gate is held; the native executor is then
+        bit-equal to its own dense run.
     Cost: of each layer, the share of its sites that can have changed; one copy of every held map as state.
     Source: hold-and-recompute, docs/design.md; compare CBinfer (arXiv 1704.04313) and DeltaCNN (arXiv 2203.03996).
 
@@ -130,6 +148,9 @@ def stream(
         norm=norm,
         noise=noise,
         aoi=aoi,
+        exposure=exposure,
+        scene_cuts=scene_cuts,
+        refresh=refresh,
         global_ops=global_ops,
         budget=budget,
         backend=backend,
@@ -156,8 +177,11 @@ class Stream:
         threshold_unit: str = "std",
         input_threshold: float | str | None = None,
         norm: str = "rms",
-        noise: str | None = None,
+        noise: Noise = None,
         aoi: AreaOfInterest | None = None,
+        exposure: str | None = None,
+        scene_cuts: bool = True,
+        refresh: int | None = None,
         global_ops: str = "exact",
         budget: float | Budget | None = None,
         backend: str = "auto",
@@ -168,7 +192,11 @@ class Stream:
             norm, noise = threshold.norm or norm, noise or threshold.noise
         _one_of("threshold_unit", threshold_unit, ("std", "absolute"))
         _one_of("norm", norm, ("rms", "max", "l2"))
-        _one_of("noise", noise, (None, "vote", "block"))
+        parse_noise(noise)
+        _one_of("exposure", exposure, (None, "global"))
+        _one_of("scene_cuts", scene_cuts, (True, False))
+        if refresh is not None and (isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1):
+            raise ValueError(f"`refresh` must be a number of frames >= 1, or None; got {refresh!r}.")
         _one_of("global_ops", global_ops, ("exact", "hold"))
         _one_of("backend", backend, ("auto", "native", "torch"))
         if aoi is not None and not isinstance(aoi, AreaOfInterest):
@@ -182,6 +210,15 @@ class Stream:
         self._global_ops = global_ops
         self._unset_gates: dict[str, float] = {}  # absolute thresholds of held gates whose unit is not known yet -> what they show
         self._aoi = aoi
+        self._exposure = ExposureFilter() if exposure else None
+        self._cuts = CutDetector() if scene_cuts else None
+        self._refresh = refresh
+        self._since = 0  # frames since everything was computed
+        self._due = False  # `refresh()` was called
+        self._restarted = self._refreshed = False  # this frame
+        self._keeps_units = False  # of the thresholds, though the frame is computed whole
+        self._filter: TemporalFilter | None = None
+        self._input_limit = 0.0  # absolute threshold of the frame
         budget = Budget.of(budget)
         self._checks = None if budget is None else Checks(Control(budget))
         self._scaled = 1.0  # factor that the executor's thresholds have now
@@ -236,16 +273,20 @@ class Stream:
                 return self._run_partial(self._partial, frame)
             executor = self._executor
             assert executor is not None
+            start = self._clock()
+            frame = self._arrived(frame)
             if self._aoi is not None:
                 self._apply_area(self._aoi, executor, frame)
             self._apply_thresholds()
             first = executor.fresh
-            start = self._clock()
             self._run(executor, frame)
             outputs = self._outputs()
             seconds = self._clock() - start
+            self._taken()
             if first:
-                self._std.clear()
+                if not self._keeps_units:
+                    self._std.clear()
+                self._keeps_units = False
                 self._seen_version = -1
                 self._apply_thresholds()
             self._count(seconds)
@@ -253,16 +294,77 @@ class Stream:
 
     _clock = staticmethod(time.perf_counter)
 
-    def _run(self, executor: Executor, frame: torch.Tensor) -> None:
+    # -- what a frame goes through before the executor ------------------------------------------------------------------------
+
+    def _arrived(self, frame: torch.Tensor) -> torch.Tensor:
+        """The frame at the held exposure; decides whether everything is computed again."""
+        self._restarted = self._refreshed = False
+        running = self._since > 0
+        cut = self._cuts is not None and self._aoi is None and self._cuts.look(frame) and running
+        exposed = self._exposure(frame, self._input_limit) if self._exposure is not None else frame
+        due = running and (self._due or self._since == self._refresh)
+        if cut or due or exposed is None:
+            if not bool(torch.isfinite(frame).all()):
+                raise FrameError(NOT_FINITE)
+            self._restarted = cut or exposed is None
+            self._refreshed = not self._restarted
+            self._start_over(keep_units=self._refreshed)
+            if self._exposure is not None:
+                self._exposure.reset()
+                exposed = self._exposure(frame)
+        assert exposed is not None
+        return exposed
+
+    def _taken(self) -> None:
+        """The frame has become part of the video."""
+        for part in (self._cuts, self._exposure):
+            if part is not None:
+                part.keep()
+        if self._restarted or self._refreshed:
+            self._since = 0
+        self._since += 1
+        self._due = False
+
+    def _start_over(self, keep_units: bool) -> None:
+        """Lets the next frame be computed whole. Maps stay where they are, as memory."""
+        if self._filter is not None and not keep_units:
+            self._filter.reset()
+        for stream in [self] if self._partial is None else [part for _, part in self._partial.streams()]:
+            if stream._executor is None or stream._plan is None:
+                continue
+            for step in stream._plan.steps:
+                stream._executor.set_threshold(step, 0.0)  # lowering one after that frame would have the step computed whole once more
+            stream._executor.reset()
+            stream._keeps_units = keep_units
+
+    def refresh(self) -> None:
+        """Lets the next frame be computed whole: its output is that of a first frame, whatever the thresholds.
+
+        Thresholds keep their units. With noise="temporal" the network still sees the means of what stood still.
+        """
+        with self._lock:
+            self._due = True
+
+    def _run(self, executor: Executor, frame: torch.Tensor, *, raw: bool = False) -> None:
+        """Brings the executor up to date; `raw`: with the frame itself, not with what a noise filter makes of it."""
         try:
-            executor.run(frame)
+            executor.run(frame if raw else self._filtered(frame))
         except FrameError:
-            if executor.fresh:
+            if executor.fresh and not self._since:
                 self._signature = None  # a bad first frame does not fix the size either
             raise
         except BaseException:
             executor.reset()  # stopped in the middle (by an operator that raised, by Ctrl-C): what is held no longer fits together
+            if self._filter is not None:
+                self._filter.reset()
             raise
+
+    def _filtered(self, frame: torch.Tensor) -> torch.Tensor:
+        """What the network is to see of a frame; valid until the next one."""
+        if self._filter is None:
+            return frame
+        limit = self._input_limit / (frame.shape[1] ** 0.5 if self._norm == "l2" else 1.0)
+        return self._filter(frame, limit / 2).to(frame.dtype)
 
     def _outputs(self) -> Any:
         assert self._plan is not None
@@ -311,7 +413,10 @@ class Stream:
             self._sites = [Site(step.name, self._executor.positions(step), step.macs, step.gate) for step in counted]
             self._gates = [step for step in counted if step.gate]
         moved = [self._executor.moved(step) for step in self._gates]
-        self.stats.add(self._sites, self._executor.site_counts(), seconds, moved)
+        self._add_stats(self._executor.site_counts(), seconds, moved)
+
+    def _add_stats(self, counts: list[int], seconds: float, moved: Sequence[bool]) -> None:
+        self.stats.add(self._sites, counts, seconds, moved, restarted=self._restarted, refreshed=self._refreshed)
 
     # -- budget -----------------------------------------------------------------------------------------------------------
 
@@ -346,7 +451,7 @@ class Stream:
         for step in executor.plan.steps:
             executor.set_threshold(step, 0.0)  # whatever they are set to next is then no reduction, which would cost a whole frame
         self._seen_version = -1
-        self._run(executor, frame)
+        self._run(executor, frame, raw=True)
         outputs = self._outputs()
         self.stats.add_to_last(executor.site_counts(), self._clock() - start)
         return outputs
@@ -381,6 +486,8 @@ class Stream:
 
     def _prepare(self, frame: torch.Tensor) -> None:
         signature = (tuple(frame.shape), frame.dtype, frame.device)
+        temporal = parse_noise(self._noise)
+        self._filter = TemporalFilter(temporal, native=self._backend != "torch") if isinstance(temporal, TemporalNoise) else None
         if self._signature_of_plan != signature:
             try:
                 plan = make_plan(graph_of(self._model, frame))
@@ -402,13 +509,18 @@ class Stream:
         assert self._plan is not None
         self._init_thresholds()
         if self._lowered is not None:
-            self._executor = native.NativeExecutor(self._lowered, self._norm, self._noise)
+            self._executor = native.NativeExecutor(self._lowered, self._norm, self._votes)
         else:
-            self._executor = TorchExecutor(self._plan, self._norm, self._noise, self._dtype)
+            self._executor = TorchExecutor(self._plan, self._norm, self._votes, self._dtype)
         self._signature = signature
         self._seen_version = -1
 
     _signature_of_plan: _Signature | None = None
+
+    @property
+    def _votes(self) -> str | None:
+        """The executor's part of the noise filter: which changes of what it is given count."""
+        return None if self._filter is not None or self._noise is None else str(self._noise)
 
     # -- models that are captured in parts -----------------------------------------------------------------------------
 
@@ -419,8 +531,9 @@ class Stream:
             0.0 if isinstance(self._default, Mapping) else self._default,  # a mapping is applied by full name, below
             threshold_unit=self.thresholds.unit,
             norm=self._norm,
-            noise=self._noise,
             global_ops=self._global_ops,
+            scene_cuts=False,  # cuts, exposure and refreshes are those of the frame
+            noise=None if self._filter is not None else self._noise,  # that one takes frames, not maps
             backend=self._backend,
             dtype=self._dtype,
         )
@@ -437,14 +550,16 @@ class Stream:
                     if value is not None and value != part.thresholds[name]:
                         part.thresholds[name] = value
             self._seen_version = self.thresholds.version
-        start = time.perf_counter()
-        outputs = partial.run(frame)
-        seconds = time.perf_counter() - start
+        start = self._clock()
+        seen = self._filtered(self._arrived(frame))
+        outputs = partial.run(seen if seen is frame else seen.clone())  # it may return what it was given
+        seconds = self._clock() - start
+        self._taken()
         parts = list(partial.streams())
         if len(self._sites) != sum(len(part._sites) for _, part in parts):
             self._sites = [replace(site, name=f"{prefix}.{site.name}") for prefix, part in parts for site in part._sites]
         moved = [value for _, part in parts for value in part.stats.last_moved]
-        self.stats.add(self._sites, [count for _, part in parts for count in part.stats.last_counts], seconds, moved)
+        self._add_stats([count for _, part in parts for count in part.stats.last_counts], seconds, moved)
         names = {f"{prefix}.{name}": value for prefix, part in partial.streams() for name, value in part.thresholds.items()}
         if list(self.thresholds) != list(names):
             known = {**(self._default if isinstance(self._default, Mapping) else {}), **self.thresholds}
@@ -473,7 +588,7 @@ class Stream:
         edited = dict(self.thresholds)  # before the first frame, or at another size
         fresh = Thresholds({name: edited.get(name, value) for name, value in values.items()}, self.thresholds.unit)
         fresh._fix()
-        fresh.norm, fresh.noise = self._norm, self._noise
+        fresh.norm, fresh.noise = self._norm, str(self._noise) if self._noise else None
         for name in [*given, *(() if self.thresholds.fixed else edited)] if self._strict else ():
             fresh[name]
         self.thresholds = fresh
@@ -522,6 +637,8 @@ class Stream:
                     self._unitless = True
                 value *= deviation
             executor.set_threshold(step, value)
+            if step.head.op == "input":
+                self._input_limit = value
         self._seen_version = self.thresholds.version
 
     def _show_input_threshold(self, step: Step, executor: Executor) -> float:
@@ -550,6 +667,10 @@ class Stream:
             self._executor = None
             if self._partial is not None:
                 self._partial.reset()
+            for part in (self._filter, self._exposure, self._cuts):
+                if part is not None:
+                    part.reset()
+            self._since, self._due = 0, False
 
     def clone(self) -> Stream:
         """A new stream over the same capture and the same packed weights, with the same thresholds and no frames yet."""
@@ -561,6 +682,9 @@ class Stream:
                 norm=self._norm,
                 noise=self._noise,
                 aoi=self._aoi,
+                exposure="global" if self._exposure is not None else None,
+                scene_cuts=self._cuts is not None,
+                refresh=self._refresh,
                 global_ops=self._global_ops,
                 backend=self._backend,
                 dtype=self._dtype,
@@ -624,14 +748,19 @@ class Stream:
             if self._partial is not None:
                 parts = {prefix: part.memory() for prefix, part in self._partial.streams()}
                 tensors = {f"{prefix}.{name}": size for prefix, m in parts.items() for name, size in m["tensors"].items()}
+                tensors |= self._camera_memory()
                 return {
                     "total": sum(tensors.values()),
                     "tensors": tensors,
                     "shared_weights": sum(m["shared_weights"] for m in parts.values()),
                 }
-            table = self._executor.memory() if self._executor is not None else {}
+            table = {**(self._executor.memory() if self._executor is not None else {}), **self._camera_memory()}
             shared = self._executor.weight_bytes if isinstance(self._executor, native.NativeExecutor) else 0
             return {"total": sum(table.values()), "tensors": table, "shared_weights": shared}
+
+    def _camera_memory(self) -> dict[str, int]:
+        parts = {"noise filter": self._filter, "exposure": self._exposure}
+        return {name: part.nbytes for name, part in parts.items() if part is not None}
 
 
 def _copy_weights(steps: Iterable[Step]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from sightline.camera.noise import parse_noise
 from sightline.errors import MediaError, SightlineError
 
 HELD_GATE = 0.25
@@ -174,7 +175,11 @@ def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, float]]:
         raise MediaError(f"cannot read thresholds from '{path}': {error}.") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT or not isinstance(content.get("thresholds"), dict):
         raise MediaError(f"'{path}' is not a thresholds file; write one with `stream.thresholds.save(path)`.")
-    for key, allowed in (("unit", ("std", "absolute")), ("noise", (None, "vote", "block")), ("norm", (None, "rms", "max", "l2"))):
+    try:
+        parse_noise(content.get("noise"))
+    except ValueError as error:
+        raise MediaError(f"cannot read thresholds from '{path}': {error}") from error
+    for key, allowed in (("unit", ("std", "absolute")), ("norm", (None, "rms", "max", "l2"))):
         if content.get(key) not in allowed:
             raise MediaError(f"cannot read thresholds from '{path}': '{key}' is {content.get(key)!r}, expected one of {allowed}.")
     if not isinstance(content.get("tuning", {}), dict):

@@ -111,7 +111,14 @@ def stream_command(
         list[str] | None,
         typer.Option(metavar="Y0,X0,Y1,X1|MASK", help="Compute only what this box (may be repeated), or mask image, needs."),
     ] = None,
-    noise: Annotated[str | None, typer.Option(help="Input changes by: vote (of 5x5 pixels) or block (8x8). Default: pixel.")] = None,
+    noise: Annotated[
+        str | None, typer.Option(help="Input filter: vote (of 5x5 pixels), block (8x8) or temporal (mean of what stands still).")
+    ] = None,
+    exposure: Annotated[str | None, typer.Option(help="global: undo flicker and automatic exposure of the camera.")] = None,
+    scene_cuts: Annotated[bool, typer.Option(help="Start anew where the video shows something else at once.")] = True,
+    refresh: Annotated[
+        str | None, typer.Option(metavar="N", help="Compute everything again every N frames, or at keyframes (of the video's codec).")
+    ] = None,
     norm: Annotated[str, typer.Option(help="Over channels: rms, max or l2.")] = "rms",
     global_ops: Annotated[
         str, typer.Option(help="Squeeze-excite and other global gates: exact, or hold (until they moved by more than their own threshold).")
@@ -145,10 +152,10 @@ def stream_command(
     from sightline.cli import stream
 
     options = stream.StreamOptions(
-        model=model, threshold=threshold, threshold_unit=threshold_unit, input_threshold=input_threshold, noise=noise, norm=norm,
-        size=size, mean=mean, std=std, scale=scale, bgr=bgr, compare=compare, task=task, view=view, backend=backend, dtype=dtype,
-        global_ops=global_ops,
-        budget=budget, check=check, aoi=aoi or (),
+        model=model, threshold=threshold, threshold_unit=threshold_unit, input_threshold=input_threshold, noise=noise,
+        exposure=exposure, scene_cuts=scene_cuts, refresh=refresh, norm=norm, size=size, mean=mean, std=std, scale=scale, bgr=bgr,
+        compare=compare, task=task, view=view, backend=backend, dtype=dtype,
+        global_ops=global_ops, budget=budget, check=check, aoi=aoi or (),
     )  # fmt: skip
     try:
         job = stream.make_job(options, video)

@@ -95,6 +95,7 @@ class Job:
         budget: what the stream holds; its grey level is filled in.
         check: measure the error in noise units at every so many frames; None: not. With a budget on the error, the interval of its checks.
         area: what to compute, boxes in pixels of the video or a mask; None: everything.
+        refresh_keyframes: compute everything again where the video has a keyframe.
         compare: run the dense network on some frames too.
         samples: on about how many.
         view: "both" (frame and heat side by side), "frame" (full size) or "heat".
@@ -119,6 +120,7 @@ class Job:
     output: Path | None = None
     report: Path | None = None
     json: Path | None = None
+    refresh_keyframes: bool = False
     compare: bool = False
     samples: int = 12
     device: str = "cpu"
@@ -246,6 +248,8 @@ class _Run:
         """Stream one frame, compare it, draw it."""
         tensor = self.preprocess(frame.rgb(self.size), self.device)
         first = not self.report.frames
+        if self.job.refresh_keyframes and frame.key:
+            self.stream.refresh()
         outputs = self._first_outputs(tensor) if first else widened(output_tensors(self.stream(tensor)))
         last = self.stream.stats.last
         share = last.macs_done / last.macs_dense if last.macs_dense else 0.0
@@ -274,6 +278,8 @@ class _Run:
         report.model["task"] = self.task.name
         report.layers = [dict(row) for row in self.stream.explain().rows]
         report.macs_dense = float(self.stream.stats.last.macs_dense)
+        total = self.stream.stats.total
+        report.restarts, report.refreshes = int(total.restarts), int(total.refreshes)
         report.state_bytes = int(self.stream.memory().get("total", 0))
         report.measures = [
             MeasureRecord(measure.key, measure.label, measure.value, measure.text)
@@ -639,6 +645,7 @@ def _settings(job: Job, preprocess: Preprocess) -> dict[str, Any]:
         **({} if job.budget is None else {"budget": job.budget.text}),
         **({} if job.check is None else {"check": f"every {job.check} frames"}),
         **({} if job.area is None else {"area": job.area.text}),
+        **({"refresh": "keyframes"} if job.refresh_keyframes else {}),
         "start": job.start,
         "frames": job.frames if job.frames is not None else "all",
         **network_settings(job.weights, preprocess, job.device),

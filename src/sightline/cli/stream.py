@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sightline.budget import Budget
+from sightline.camera.noise import parse_noise
 from sightline.cli.console import check_choices, print_files, print_table, progress_bar, tell, warn
 from sightline.cli.inside import parse_area
 from sightline.cli.job import Job, Preprocess, Progress, run_job
@@ -15,9 +16,9 @@ from sightline.tasks import TASKS
 
 _CHOICES = {
     "threshold_unit": ("std", "absolute"),
-    "noise": (None, "vote", "block"),
     "norm": ("rms", "max", "l2"),
     "global_ops": ("exact", "hold"),
+    "exposure": (None, "global"),
     "compare": (None, "dense"),
     "task": TASKS,
     "view": ("both", "frame", "heat"),
@@ -37,6 +38,9 @@ class StreamOptions:
     input_threshold: str | None = None
     noise: str | None = None
     global_ops: str = "exact"
+    exposure: str | None = None
+    scene_cuts: bool = True
+    refresh: str | None = None
     norm: str = "rms"
     size: str | None = None
     mean: str | None = None
@@ -68,6 +72,10 @@ def make_job(options: StreamOptions, video: str) -> Job:
     """
     parse_spec(options.model)
     check_choices(options, _CHOICES)
+    try:
+        parse_noise(options.noise)
+    except ValueError as error:
+        raise ValueError(f"--noise: expected vote, block or temporal; got {options.noise!r}") from error
     return Job(
         source=video,
         model=options.model,
@@ -77,6 +85,9 @@ def make_job(options: StreamOptions, video: str) -> Job:
             "threshold_unit": options.threshold_unit,
             "input_threshold": parse_input_threshold(options.input_threshold),
             "noise": options.noise,
+            "exposure": options.exposure,
+            "scene_cuts": options.scene_cuts,
+            "refresh": parse_refresh(options.refresh),
             "norm": options.norm,
             "global_ops": options.global_ops,
             "backend": options.backend,
@@ -90,6 +101,7 @@ def make_job(options: StreamOptions, video: str) -> Job:
         budget=parse_budget(options.budget) if options.budget is not None else None,
         check=options.check,
         area=parse_area(options.aoi, "--aoi") if options.aoi else None,
+        refresh_keyframes=options.refresh == "keyframes",
     )
 
 
@@ -138,6 +150,19 @@ def parse_input_threshold(text: str | None) -> float | str | None:
     if not 0 <= number < float("inf"):
         raise ValueError(f"--input-threshold: expected a number that is not negative, for example 0.05 or 15abs; got {text!r}")
     return text if text.endswith("abs") else number
+
+
+def parse_refresh(text: str | None) -> int | None:
+    """Read a number of frames; "keyframes" is not one, and the job's own business.
+
+    >>> parse_refresh("250"), parse_refresh("keyframes"), parse_refresh(None)
+    (250, None, None)
+    """
+    if text is None or text == "keyframes":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"--refresh: expected a number of frames, at least 1, or keyframes; got {text!r}")
+    return int(text)
 
 
 def parse_triple(text: str, option: str) -> tuple[float, float, float]:

@@ -38,7 +38,7 @@ def why_not(plan: Plan, dtype: torch.dtype | None = None) -> str:
 
 
 def computed_type(frame: torch.dtype) -> torch.dtype:
-    """What frames of a type are computed in natively: float16 in float32, which is faster here and more exact; others as they are."""
+    """What frames of a type are computed in natively: float16 in float32, which is more exact; others as they are."""
     return torch.float32 if frame == torch.float16 else frame
 
 

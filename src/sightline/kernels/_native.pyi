@@ -164,3 +164,16 @@ class EagerWindow:
         arg7: int,
         /,
     ) -> None: ...
+
+def filter_noise(
+    isa: str,
+    frame: int,
+    strides: tuple[int, int, int],
+    shape: tuple[int, int, int, int],
+    settings: tuple[float, float, float, int, int],
+    gains: Sequence[float],
+    source: tuple[int, int, int],
+    target: tuple[int, int, int],
+    moved: int,
+) -> bool:
+    """One frame through the temporal noise filter; False where it holds NaN or Inf."""

@@ -104,6 +104,7 @@ class JobReport:
         measures: the task's numbers.
         dense_engine: what ran the dense network.
         macs_dense: multiply-accumulates of one dense frame or picture.
+        restarts, refreshes: frames that were computed whole at scene cuts (or after a change of exposure), and because it was asked for.
         wall_seconds: the whole job, with decoding, drawing and writing.
         warnings: what went wrong without stopping the job.
         interrupted: whether the user stopped it early.
@@ -119,6 +120,8 @@ class JobReport:
     measures: list[MeasureRecord] = field(default_factory=list)
     dense_engine: str = ""
     macs_dense: float = 0.0
+    restarts: int = 0
+    refreshes: int = 0
     wall_seconds: float = 0.0
     warnings: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -216,6 +219,8 @@ class RunReport(JobReport):
             ("MACs saved", percent(1 - self.mac_share)),
             ("network, streamed", f"{1000 * self.streamed_seconds:.1f} ms a frame"),
         ]
+        if self.restarts or self.refreshes:
+            rows.append(("computed whole again", f"{self.restarts} at scene cuts, {self.refreshes} refreshes"))
         if self.dense_seconds is not None:
             rows.append(("network, dense", f"{1000 * self.dense_seconds:.1f} ms a frame ({self.dense_engine})"))
         if self.speedup is not None:

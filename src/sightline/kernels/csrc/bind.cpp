@@ -18,6 +18,10 @@
 namespace nb = nanobind;
 using namespace sightline;
 
+namespace sightline {
+void bind_camera(nb::module_& m);  // bind_camera.cpp
+}
+
 namespace {
 
 template <class T>
@@ -233,4 +237,5 @@ NB_MODULE(_native, m) {
       .def_prop_ro("bytes", &State::bytes);
 
   bind_eager(m);
+  bind_camera(m);
 }
