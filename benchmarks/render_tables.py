@@ -133,6 +133,36 @@ def motion_cost(result: Result) -> str:
     return table(["480x640", "ms"], [[row["contestant"], milliseconds(row["seconds"]["median"])] for row in case["rows"]])
 
 
+def tune(result: Result) -> str:
+    """Tuned thresholds on the frames after those that they were tuned on; times are means over frames."""
+    rows = []
+    for case in result["cases"]:
+        time = {row["contestant"]: row["seconds"]["mean"] for row in case["rows"]}
+        peers = {name: time[name] for name in ("onnxruntime", "openvino") if name in time}
+        best = min(peers, key=lambda name: peers[name]) if peers else None
+        for row in case["rows"]:
+            if "error_noise_units" not in row or row["contestant"] in {"sightline dense", *peers}:
+                continue
+            streamed = time[row["contestant"]]
+            rows.append([
+                f"{case['case']} ({case['model'].partition('.')[0]}, {case['size'][0]}x{case['size'][1]})",
+                row["contestant"],
+                percent(row["macs_share"]),
+                ratio(1 / row["macs_share"]) if row["macs_share"] > 0 else "-",
+                f"{milliseconds(time[best])} ({best})" if best else "-",
+                milliseconds(streamed),
+                ratio(time[best] / streamed) if best else "-",
+                ratio(time["sightline dense"] / streamed),
+                f"{row['error_noise_units']:.2f}",
+                f"{row['relative_l2']:.2g}",
+                f"{row['task']} {row['task_error']:.3f}" if row["task"] else "-",
+                str(row.get("passes", "-")),
+            ])  # fmt: skip
+    head = ["clip", "thresholds", "MACs", "saving", "best dense peer, ms", "streamed ms", "x peer", "x our dense", "error, noise units",
+            "relative L2", "task error", "passes"]  # fmt: skip
+    return table(head, rows)
+
+
 def focus(result: Result) -> str:
     """Speed-up inside an area over the best dense peer of the same run; for exact answers also the share of the multiply-accumulates."""
     cases = [case for case in result["cases"] if case["rows"]]
@@ -241,6 +271,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "video": ("video", video),
     "motion": ("motion", motion),
     "motioncost": ("motion", motion_cost),
+    "tune": ("tune", tune),
     "memory": ("memory", memory),
     "gates": ("gates", gates),
     "sweep": ("models", sweep),

@@ -215,6 +215,22 @@ def test_motion_quick(tmp_path: Path, shared_data: Path) -> None:
     assert by_name["not followed 0"]["error_frame"] == 0 < by_name["translation 0"]["error_frame"]
     assert by_name["translation 0.1"]["macs_share"] < 0.7 * by_name["not followed 0.1"]["macs_share"]
     assert any(gain["gain_macs"] > 1.5 for gain in case["gains"])
+
+
+@pytest.mark.usefixtures("native")
+def test_tune_quick(tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av", reason="decodes the clips")
+    pytest.importorskip("onnxruntime", reason="a dense peer of this benchmark")
+    result = quick("bench_tune.py", tmp_path)
+    case = result["cases"][0]
+    assert {"sightline dense", "onnxruntime", "untuned 0.03", "knapsack", "greedy"} <= check_rows(case).keys()
+    by_name = {row["contestant"]: row for row in case["rows"]}
+    for name in ("untuned 0.03", "knapsack", "greedy"):
+        row = by_name[name]
+        assert 0 <= row["macs_share"] < 1 and 0 < row["error_noise_units"] < 20 and 0 < row["relative_l2"] < 1
+        assert row["task"] == "detection_f1" and 0 <= row["task_error"] <= 1 and row["seconds"]["mean"] > 0
+    assert by_name["knapsack"]["met"] and by_name["knapsack"]["held_back_error"] <= case["budget"] == 3.0
+    assert case["case"] in load("render_tables", monkeypatch).tune(result)
     assert shared_data.is_dir()
 
 
@@ -318,6 +334,14 @@ def test_every_table_renders(monkeypatch: pytest.MonkeyPatch) -> None:
     pan = {**clip, "case": "pan", "gains": [gain], "gains_frame": []}
     assert "| pan (m, 8x6) | translation | own | 3.00 / 2.00 |" in tables.motion(result("motion", [pan]))
     assert "| onnxruntime | 10.0 |" in tables.motion_cost(result("motion", [clip]))
+    tuned = {**clip, **case("clip", **{"sightline dense": 0.02, "onnxruntime": 0.01, "knapsack": 0.004, "greedy": 0.005})}
+    for row in tuned["rows"]:
+        row["seconds"]["mean"] = row["seconds"]["median"]
+        row |= {"macs_share": 0.25, "error_noise_units": 0.9, "relative_l2": 0.01, "task": "top1", "task_error": 0.05, "passes": 9}
+    tuned["rows"][3] |= {"macs_share": 0.5, "task": None, "task_error": None}
+    text = tables.tune(result("tune", [tuned]))
+    assert "| clip (m, 8x6) | knapsack | 25 % | 4.00 | 10.0 (onnxruntime) | 4.00 | 2.50 | 5.00 | 0.90 | 0.01 | top1 0.050 | 9 |" in text
+    assert "| clip (m, 8x6) | greedy | 50 % | 2.00 | 10.0 (onnxruntime) | 5.00 | 2.00 | 4.00 | 0.90 | 0.01 | - | 9 |" in text
     state = {"case": "net", "reported": 2**20, "gained": 2**21, "ratio": 0.5, "weights": 0}
     assert "| net | 1.0 | 2.0 | 0.500 | 0.0 |" in tables.memory(result("memory", [state]))
     assert tables.conditions(result("networks", [])).startswith("A CPU (avx2), 2 cores; torch 2.13.0, numpy 2.4.6; medians, CPU time")

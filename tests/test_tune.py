@@ -21,11 +21,11 @@ import sightline as sl
 from sightline.pixels import pixel_scale_of
 from sightline.thresholds import ThresholdError
 from sightline.tune.checkpoint import Checkpoint
-from sightline.tune.measure import Measurer, Settings, Trial
-from sightline.tune.metrics import make_metric, task_metric
+from sightline.tune.measure import Measurer, Outcome, Settings, Trial
+from sightline.tune.metrics import detection_f1, make_metric, task_metric
 from sightline.tune.picture import draw_frontier
 from sightline.tune.report import Point, TuneReport
-from sightline.tune.search import choose
+from sightline.tune.search import choose, fit
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -271,6 +271,65 @@ def test_noise_error_is_in_noise_units() -> None:
     outcome = diagonal.measure(Trial(None, (1e3,) * len(diagonal.names)))
     assert outcome.error == pytest.approx(math.sqrt(3 / 5), rel=0.05) and outcome.macs == held.macs == 0  # 3 of frames 1..5
     assert outcome.relative == pytest.approx(outcome.error * float(diagonal.noise_unit or 0), rel=0.3)
+
+
+def test_young_frames_do_not_count() -> None:
+    """A picture that drifts by one level per frame, held for ever: frame i is off by i levels, and the first quarter is left out."""
+    torch.manual_seed(0)
+    base = (torch.rand(1, 3, 64, 64) * 200).round() / 255
+    measurer = Measurer(Twice(), [base + index / 255 for index in range(11)], Settings("noise", "macs", 8))
+    never = Trial(None, (1e3,) * len(measurer.names))
+    assert measurer.settled == 2
+    assert measurer.measure(never).error == pytest.approx(math.sqrt(sum(i * i for i in range(2, 8)) / 6), rel=0.03)
+    verified = measurer.measure(never, verify=True)
+    assert verified.error == verified.held == pytest.approx(math.sqrt((64 + 81 + 100) / 3), rel=0.03)
+
+
+def test_faces_of_ultralight_are_read_from_logits_and_anchors() -> None:
+    from sightline.tune.detections import is_detection, read_detections, ultralight_anchors
+
+    size = (64, 48)
+    count = len(ultralight_anchors(size))
+    assert count == 8 * 6 * 3 + 4 * 3 * 2 + 2 * 2 * 2 + 1 * 1 * 3
+    logits, offsets = torch.zeros(1, count, 2), torch.zeros(1, count, 4)
+    logits[..., 0], logits[..., 1] = 4.0, -4.0
+    face = (1 * 8 + 2) * 3 + 1  # row 1, column 2 of the finest grid, the middle one of its three sizes: 16 pixels
+    logits[0, face] = torch.tensor([-2.0, 2.0])
+    (found,) = read_detections((logits, offsets), size)
+    assert found.boxes.tolist() == [pytest.approx([(20 - 8) / 64, (12 - 8) / 48, (20 + 8) / 64, (12 + 8) / 48])]
+    assert found.scores.tolist() == pytest.approx([1 / (1 + math.exp(-4))]) and found.labels.tolist() == [0.0]
+    offsets[0, face] = torch.tensor([10.0, 0.0, 5 * math.log(2), 0.0])  # one width to the right, twice as wide
+    (moved,) = read_detections((logits, offsets), size)
+    assert moved.boxes[0].tolist() == pytest.approx([(36 - 16) / 64, 4 / 48, (36 + 16) / 64, 20 / 48])
+    assert detection_f1((logits, offsets), (logits, torch.zeros_like(offsets)), size) == (2.0, 2.0)
+    assert is_detection((torch.rand(1, 7, 3), torch.rand(1, 7, 4)), size) and not is_detection(
+        (torch.rand(1, 7, 2), torch.rand(1, 6, 4)), size
+    )
+
+
+class Plateau:
+    """Stands for a `Measurer`: up to a threshold of 0.01 the error grows, beyond everything is held and it stays just above 1."""
+
+    frame = None
+
+    def __init__(self) -> None:
+        self.tried: list[float] = []
+
+    def measure(self, trial: Trial, verify: bool = False) -> Outcome:
+        del verify
+        (value,) = trial.values
+        self.tried.append(value)
+        error, work = min(100 * value, 1.0) * 1.02, 1 / (1 + 1000 * value)
+        return Outcome(work, error, error, work, 0.0, error, None, None)
+
+
+@pytest.mark.parametrize("value", [16.0, 1.0, 0.02])
+def test_a_setting_that_holds_everything_is_brought_to_the_budget(value: float) -> None:
+    """Where the error does not move with the factor, small steps would never reach the place where it does."""
+    measurer = Plateau()
+    found = fit(measurer, Trial(None, (value,)), 1.0, verify=True)  # type: ignore[arg-type]
+    assert found.factor > 0 and 0.5 <= found.outcome.error <= 1.0, measurer.tried
+    assert len(measurer.tried) <= 10
 
 
 class Twice(nn.Module):

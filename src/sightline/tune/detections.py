@@ -6,6 +6,7 @@ What belongs here: telling the form and reading it. What does not: comparing two
 torchvision        a list of dicts with "boxes" (k, 4), "scores" (k,) and "labels" (k,), one per picture
 CenterFace         heat, size, offset, landmarks, see `sightline.tasks.centerface`
 SSD                probabilities (n, k, classes >= 2), the first of which is the background, and boxes (n, k, 4), decoded
+UltraLight         the same as logits (n, k, 2) and offsets (n, k, 4) from its anchors, which the number k and the frame's size tell
 FastestDet         one map (n, 5 + classes, h, w): objectness, four numbers of the box, class probabilities
 =================  =======================================================================================================
 """
@@ -23,6 +24,8 @@ Array = npt.NDArray[np.float64]
 SCORE = 0.5
 OVERLAP = 0.45
 _COCO_CLASSES = 80
+_ANCHORS = ((8, (10, 16, 24)), (16, (32, 48)), (32, (64, 96)), (64, (128, 192, 256)))  # of UltraLight: stride, sizes in pixels
+_VARIANCES = (0.1, 0.2)
 
 
 @dataclass
@@ -68,6 +71,9 @@ def read_detections(output: Any, size: tuple[int, int], score: float = SCORE) ->
     if form == "ssd":
         scores, boxes = (output[0], output[1]) if output[1].shape[-1] == 4 and output[0].shape[-1] != 4 else (output[1], output[0])
         return [_suppressed(_numbers(b), _numbers(s)[:, 1:], score) for s, b in zip(scores, boxes, strict=True)]
+    if form == "ultralight":
+        anchors = ultralight_anchors(size)
+        return [_suppressed(_from_anchors(anchors, _numbers(b)), _softmax(_numbers(s))[:, 1:], score) for s, b in zip(*output, strict=True)]
     if form == "grid":
         tensor = output if isinstance(output, torch.Tensor) else output[0]
         return [_of_grid(_numbers(picture), score) for picture in tensor]
@@ -93,6 +99,8 @@ def _form(output: Any, size: tuple[int, int]) -> str | None:
         return "faces"
     if len(tensors) == 2 and all(value.dim() == 3 for value in tensors) and tensors[0].shape[1] == tensors[1].shape[1]:
         last = [value.shape[-1] for value in tensors]
+        if last == [2, 4] and bool((tensors[0] < 0).any()) and tensors[0].shape[1] == len(ultralight_anchors(size)):
+            return "ultralight"
         return "ssd" if 4 in last and max(last) >= 2 else None
     if len(tensors) == 1 and tensors[0].dim() == 4 and tensors[0].shape[1] == 5 + _COCO_CLASSES:
         return "grid"
@@ -109,6 +117,35 @@ def _of_dict(found: dict[str, torch.Tensor], score: float) -> Detections:
     kept = kept[np.argsort(-scores[kept], kind="stable")]
     labels = _numbers(found["labels"]) if "labels" in found else np.zeros(len(scores))
     return Detections(_numbers(found["boxes"])[kept].reshape(-1, 4), scores[kept], labels[kept])
+
+
+def ultralight_anchors(size: tuple[int, int]) -> Array:
+    """(k, 4): centre x, centre y, width, height of every anchor as fractions of the frame, in the order of the outputs.
+
+    >>> ultralight_anchors((640, 480)).shape
+    (17640, 4)
+    """
+    width, height = size
+    anchors = []
+    for stride, sizes in _ANCHORS:
+        rows, columns, sides = np.meshgrid(
+            np.arange(-(-height // stride)), np.arange(-(-width // stride)), np.array(sizes, dtype=np.float64), indexing="ij"
+        )
+        x, y = (columns + 0.5) * stride / width, (rows + 0.5) * stride / height
+        anchors.append(np.stack([x, y, sides / width, sides / height], axis=-1).reshape(-1, 4))
+    return np.concatenate(anchors)
+
+
+def _from_anchors(anchors: Array, offsets: Array) -> Array:
+    centre = anchors[:, :2] + offsets[:, :2] * _VARIANCES[0] * anchors[:, 2:]
+    half = anchors[:, 2:] * np.exp(np.clip(offsets[:, 2:] * _VARIANCES[1], -20, 20)) / 2
+    return np.concatenate([centre - half, centre + half], axis=1)
+
+
+def _softmax(logits: Array) -> Array:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares: Array = powers / powers.sum(axis=1, keepdims=True)
+    return shares
 
 
 def _of_grid(picture: Array, score: float) -> Detections:

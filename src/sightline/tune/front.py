@@ -127,7 +127,7 @@ def _verified(measurer: Measurer, trial: Trial, budget: float) -> Fit:
     for share in (1.0, 0.6, 0.3, 0.1, 0.0):  # of the frame's threshold, which no factor moves
         index = measurer.frame
         scaled = trial if index is None else trial.moved([share if place == index else 1.0 for place in range(len(trial.values))])
-        found = fit(measurer, scaled, budget, verify=True, passes=5)
+        found = fit(measurer, scaled, budget, verify=True, passes=8)
         if found.factor > 0:
             return found
         if index is None:

@@ -151,6 +151,15 @@ class Measurer:
         return changes
 
     @property
+    def settled(self) -> int:
+        """The first frame that counts.
+
+        The very first is dense for everybody, and for a while after it everything that is held is young and nearer to the truth than it
+        will be later: if those frames counted, holding everything would look good on a short clip.
+        """
+        return max(1, self.settings.tuned // 4)
+
+    @property
     def frame(self) -> int | None:
         """Which of the call sites is the frame; None where the model is captured in parts."""
         return self.names.index("input") if "input" in self.names else None
@@ -237,7 +246,7 @@ class Measurer:
             if self.task is not None and verify:  # reading detections can take longer than finding them
                 tasks.append(pairs[-1] if self.task.name == self.metric.name else self.task.compare(dense, output))
         stream.reset()
-        return self._sum_up(pairs, tasks, differences, seconds, done, whole, self.settings.tuned if verify else 1)
+        return self._sum_up(pairs, tasks, differences, seconds, done, whole, self.settings.tuned if verify else self.settled)
 
     def _pair(self, index: int, dense: Any, output: Any, differences: list[Pair]) -> Pair:
         if not self.metric.root:
@@ -256,9 +265,9 @@ class Measurer:
         whole: list[int],
         first: int,
     ) -> Outcome:
-        """Figures over the frames from `first` on; the one before them all is dense for everybody."""
+        """Figures over the frames from `first` on."""
         held = self.metric.error(pairs[first:])
-        error = max(held, self.metric.error(pairs[1:first])) if first > 1 else held
+        error = max(held, self.metric.error(pairs[self.settled : first])) if first > self.settled else held
         smooth, relative = error, None
         if self.noise is not None:
             wrong = math.fsum(pair[0] for pair in differences[first:])

@@ -28,7 +28,7 @@ class Point:
     """One measured setting.
 
     Attributes:
-        work: share of the dense work, over all frames but the first.
+        work: share of the dense work, over the frames that count (not the first ones, in which all that is held is young).
         error: in the metric of the tuning.
         verified: measured on held-back frames (else on the tuning frames).
         noise: the input filter.

@@ -95,6 +95,7 @@ def fit(measurer: Measurer, trial: Trial, budget: float, *, verify: bool = False
     factor, slowly and not always steadily, so brackets are narrowed on logarithms and the best of what was measured counts.
     """
     kept: Fit | None = None
+    since = 0  # turns since there is something to keep
     broken: tuple[float, float] | None = None  # (factor, error)
     factor, before, power = guess, None, 0.6
     for turn in range(2 * passes):
@@ -106,14 +107,18 @@ def fit(measurer: Measurer, trial: Trial, budget: float, *, verify: bool = False
                 break
         elif broken is None or factor < broken[0]:
             broken = (factor, outcome.error)
-        if turn + 1 >= passes and kept is not None:
-            break
+        if kept is not None:
+            since += 1
+            if turn + 1 >= passes and since >= min(passes, 3):
+                break
         if before is not None and outcome.error > 0 and before[1] > 0 and outcome.error != before[1]:
             power = min(max(math.log(outcome.error / before[1]) / math.log(factor / before[0]), 0.2), 2.0)
         before = (factor, outcome.error)
         factor = _next_factor(factor, outcome.error, budget, power, kept.factor if kept else None, broken[0] if broken else None)
-        if kept is None and factor < 1e-4:
-            break
+        if kept is None:  # far out, where everything is held, the error does not move at all: then by ever larger steps
+            factor = min(factor, before[0] / 2**turn)
+            if factor < 1e-6:
+                break
     if kept is None:
         zero = trial.scaled(0.0)
         return Fit(zero, measurer.measure(zero, verify), 0.0)
