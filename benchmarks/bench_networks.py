@@ -20,7 +20,8 @@ from torch import Tensor
 
 import networks
 import sightline as sl
-from sightline.graph.executor import grid_of, run_chain
+from sightline.graph.executor import run_chain
+from sightline.graph.rules import positions_of
 
 DENSITIES = (1.0, 0.5, 0.25, 0.1, 0.05, 0.01)
 SMALL, LARGE = (224, 224), (480, 640)
@@ -67,7 +68,7 @@ def force(stream: sl.Stream, density: float) -> None:
     for step in executor.plan.steps:
         if step.head.op == "input":
             continue
-        n, h, w = grid_of(step.output)
+        n, h, w = positions_of(step.output)
         mask = blob_mask(h, w, density if h * w > 1 else 1.0)
         executor.force_sites(step, mask.expand(n, h, w))
 
@@ -185,6 +186,7 @@ def run_case(case: str, model: Any, size: tuple[int, int], arguments: argparse.N
         backend="native",
         example=frame,
         dtype=torch.bfloat16 if arguments.dtype == "bfloat16" else None,
+        scene_cuts=False,  # the masks are forced: a frame that looks like another scene is meant to be streamed all the same
     )
     uniform, worst_uniform = uniform_contestants(stream, frame, case)
     real, worst_real = real_contestants(stream.clone(), model, frame, case)

@@ -445,6 +445,31 @@ def test_a_bad_frame_and_a_stop_in_a_check_leave_a_usable_stream(backend: Backen
     assert (output - dense).norm() / dense.norm() < 0.5
 
 
+def test_a_frame_that_is_computed_whole_says_nothing() -> None:
+    stream = sl.stream(network(), 0.1, budget=sl.Budget(error=1.0, every=4), refresh=4)
+    for frame in frames(13):  # refreshes at 4, 8 and 12, where checks would come
+        stream(frame)
+    assert (stats_of(stream).checks, stats_of(stream).factor, stream.stats.total.refreshes) == (0, 1.0, 3)
+
+    timed = sl.stream(network(), 0.1, budget=sl.Budget(seconds=1e-9, every=2), refresh=1)  # no frame but whole ones
+    for frame in frames(20):
+        timed(frame)
+    assert stats_of(timed).seconds is None and stats_of(timed).factor == 1.0
+
+
+def test_after_a_cut_checks_come_soon() -> None:
+    stream = sl.stream(network(), {"4": 0.1}, budget=sl.Budget(error=1.0, every=64))
+    still = list(frames(2))
+    for _ in range(40):  # checks at 4, 8, 16, 32
+        stream(still[0])
+    before = stats_of(stream).checks
+    stream(torch.rand(still[0].shape, generator=torch.Generator().manual_seed(7)))
+    assert stream.stats.last.restarted and stats_of(stream).checks == before
+    for frame in list(frames(6))[1:]:
+        stream(frame)
+    assert stats_of(stream).checks > before
+
+
 def test_a_network_that_does_not_react_is_said() -> None:
     class Constant(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def test_memory_is_what_was_allocated() -> None:
 
 
 def test_memory_names_every_map_with_its_exact_size() -> None:
-    stream = sl.stream(net(), backend="native", example=frames()[0])
+    stream = sl.stream(net(), backend="native", scene_cuts=False, example=frames()[0])
     executor = executor_of(stream)
     assert isinstance(executor, NativeExecutor)
     for frame in frames():

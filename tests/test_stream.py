@@ -336,7 +336,7 @@ def test_dtype_is_what_the_network_is_computed_in(dtype: torch.dtype) -> None:
 
 @both_executors
 def test_memory_counts_every_map_once(backend: Backend) -> None:
-    stream = sl.stream(net(), backend=backend.name)
+    stream = sl.stream(net(), backend=backend.name, scene_cuts=False)
     assert stream.memory()["total"] == 0
     for frame in video(SHAPE, 3, 1):
         stream(frame)

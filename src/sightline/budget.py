@@ -46,8 +46,8 @@ class Budget:
         ValueError: an argument is outside its range, or not exactly one of `error` and `seconds` is given.
 
     Cost: with `error`, one dense run per check, and one more at the first and then at every tenth check ("noise" only). Checks come at
-    frames 4, 8, 16 ... after a start until `every` frames lie between them: ``1.1 n / every + log2(every) + 1`` dense runs in n frames at
-    most. With `seconds`: none but those after reductions.
+    frames 4, 8, 16 ... after a start, and after a scene cut, until `every` frames lie between them: ``1.1 n / every + log2(every) + 1`` dense
+    runs in n frames at most, and ``log2(every)`` more per cut. With `seconds`: none but those after reductions.
 
     >>> Budget(seconds=0.02).text
     '20 ms per frame'
@@ -222,6 +222,18 @@ class Control:
 
     def _move(self, ratio: float) -> None:
         self.stats.factor = min(max(self.stats.factor * ratio, SMALLEST), LARGEST)
+
+    def begun_anew(self, *, another_scene: bool) -> None:
+        """The frame that has just been streamed was computed whole: neither its time nor its error says anything.
+
+        Args:
+            another_scene: what was measured before may not hold any more, so checks come in quick succession again.
+        """
+        self._whole = True
+        if another_scene:
+            self._gap = min(_FIRST_CHECK, self.budget.every)
+        if another_scene or self.due:
+            self._schedule()
 
     # -- frames and times -----------------------------------------------------------------------------------------------
 

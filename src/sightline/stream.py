@@ -442,7 +442,9 @@ class Stream:
         if self.thresholds and not any(value for name, value in self.thresholds.items() if name not in held):
             family = checks.starting_thresholds(self._executor, frame, self.thresholds.unit)
             self.thresholds.update({name: max(value, self.thresholds[name]) for name, value in family.items()})
-        if control.due:
+        if self._intake.restarted or self._intake.refreshed:
+            control.begun_anew(another_scene=self._intake.restarted)
+        elif control.due:
             outputs = checks.check(frame, lambda: self._inside(outputs), self._run_densely)
         control.frame(seconds, self.stats.last_share)
         if control.factor != self._scaled:

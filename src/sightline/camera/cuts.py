@@ -67,6 +67,11 @@ class CutDetector:
                 self._changes.append(change)
             self._seen = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of state."""
+        return sum(picture.nbytes for picture in self._before)
+
     def reset(self) -> None:
         """Forgets all frames."""
         self._before.clear()
@@ -83,6 +88,10 @@ class _Picture:
         self.values = sample.to(torch.float32).flatten(1).clone()
         self._deviation: list[float] | None = None
         self._centred: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + (0 if self._centred is None else self._centred.nbytes)
 
     @property
     def centred(self) -> torch.Tensor:

@@ -40,7 +40,7 @@ class Intake:
         if exposure not in (None, "global"):
             raise ValueError(f"`exposure` must be one of None, 'global'; got {exposure!r}.")
         if scene_cuts not in (True, False):
-            raise ValueError(f"`scene_cuts` must be True or False; got {scene_cuts!r}.")
+            raise ValueError(f"`scene_cuts` must be one of True, False; got {scene_cuts!r}.")
         if refresh is not None and (isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1):
             raise ValueError(f"`refresh` must be a number of frames >= 1, or None; got {refresh!r}.")
         self.exposure, self.scene_cuts, self.refresh = exposure, scene_cuts, refresh
@@ -67,7 +67,7 @@ class Intake:
     @property
     def nbytes(self) -> dict[str, int]:
         """Bytes of state by what they are for."""
-        parts = {"noise filter": self._filter, "exposure": self._exposure}
+        parts = {"noise filter": self._filter, "exposure": self._exposure, "scene cuts": self._cuts}
         return {name: part.nbytes for name, part in parts.items() if part is not None}
 
     def arrive(self, frame: torch.Tensor, limit: float) -> torch.Tensor:

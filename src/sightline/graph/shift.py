@@ -74,7 +74,7 @@ class Shifts:
         >>> shifts.stride
         (2, 2)
         >>> move = shifts.moves(4, 0)[plan.steps[-1]]
-        >>> move.by, move.rows.nonzero()[0].tolist(), move.cols.any()  # row 0 read padding before it moved away from the border
+        >>> move.by, move.rows.nonzero()[0].tolist(), bool(move.cols.any())  # row 0 read padding before it moved away from the border
         ((2, 0), [0, 5, 6, 7], False)
     """
 
