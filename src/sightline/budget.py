@@ -46,7 +46,7 @@ class Budget:
         ValueError: an argument is outside its range, or not exactly one of `error` and `seconds` is given.
 
     Cost: with `error`, one dense run per check, and one more at the first and then at every tenth check ("noise" only). Checks come at
-    frames 4, 8, 16 ... after a start, and after a scene cut, until `every` frames lie between them: ``1.1 n / every + log2(every) + 1`` dense
+    frames 4, 8, 16 ... after a start or a scene cut, until `every` frames lie between them: ``1.1 n / every + log2(every) + 1`` dense
     runs in n frames at most, and ``log2(every)`` more per cut. With `seconds`: none but those after reductions.
 
     >>> Budget(seconds=0.02).text
