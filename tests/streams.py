@@ -112,5 +112,5 @@ def absolute_thresholds(stream: Stream) -> dict[Any, float]:
     result = {}
     for step in executor.plan.steps:
         value = stream.thresholds.get(step.name, 0.0)
-        result[step] = value * (stream._std.get(step, 0.0) if stream.thresholds.unit == "std" else 1.0)
+        result[step] = value * (stream._units.std.get(step, 0.0) if stream.thresholds.unit == "std" else 1.0)
     return result

@@ -282,7 +282,7 @@ def test_thresholds_keep_their_proportions_and_zeros() -> None:
     stream(frame)
     for step in executor.plan.steps:
         value = {**values, "4": 0.2}.get(step.name, 0.0)
-        assert told[step.name] == pytest.approx(value * factor * stream._std.get(step, 0.0))
+        assert told[step.name] == pytest.approx(value * factor * stream._units.std.get(step, 0.0))
 
 
 def test_none_given_means_a_mild_family_in_either_unit() -> None:
@@ -296,7 +296,7 @@ def test_none_given_means_a_mild_family_in_either_unit() -> None:
     assert relative.thresholds["input"] > 0 and relative.thresholds["0"] > relative.thresholds["4"] > 0
     for step in executor.plan.steps:
         if step.truncates:
-            wanted = relative.thresholds[step.name] * relative._std[step]
+            wanted = relative.thresholds[step.name] * relative._units.std[step]
             assert absolute.thresholds[step.name] == pytest.approx(wanted, rel=0.05)
     assert absolute.thresholds["input"] == pytest.approx(0.4 * GREY, rel=1e-3)
 
@@ -309,7 +309,7 @@ def test_an_absolute_input_threshold_is_scaled_too() -> None:
     executor = executor_of(stream)
     told: dict[str, float] = {}
     executor.set_threshold = lambda step, value: told.__setitem__(step.name, value)  # type: ignore[method-assign]
-    stream._seen_version = -1
+    stream._units.again()
     stream(frame)
     assert stats_of(stream).factor < 0.9
     assert told["input"] == pytest.approx(0.02 * stats_of(stream).factor)

@@ -193,8 +193,8 @@ def test_a_refresh_computes_everything_and_keeps_the_units(backend: Backend) -> 
         elif index:
             assert not all(torch.equal(a, b) for a, b in zip(oracle.tensors(out), oracle.tensors(fresh), strict=True))
             assert stream.stats.last.macs_share < 1.0
-        limits = limits or dict(stream._std)
-        assert stream._std == limits
+        limits = limits or dict(stream._units.std)
+        assert stream._units.std == limits
         plain(frame)
     assert stream.stats.total.refreshes == 2
     assert stream.clone()._intake.refresh == 4

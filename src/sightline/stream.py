@@ -7,10 +7,9 @@ belongs to the executors (`sightline.graph`).
 from __future__ import annotations
 
 import math
-import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +33,12 @@ from sightline.graph.ir import Graph, Node
 from sightline.graph.lower import Lowered
 from sightline.graph.needed import Needs, area_on, over
 from sightline.graph.plan import Plan, Step, make_plan
-from sightline.graph.prepare import check_frame, graph_of
+from sightline.graph.prepare import check_frame, copy_weights, graph_of
 from sightline.graph.torch_executor import TorchExecutor
 from sightline.partial import PartialModel
 from sightline.stats import Site, Stats
-from sightline.thresholds import HELD_GATE, Thresholds
+from sightline.thresholds import Thresholds
+from sightline.units import Units
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram  # noqa: TID251  (a name for the type checker only)
@@ -218,26 +218,17 @@ class Stream:
         if dtype is not None and not dtype.is_floating_point:
             raise DTypeError(f"`dtype` must be a floating-point type or None; got {dtype}.")
         self._model = model
-        self._default: float | Mapping[str, float] = threshold if isinstance(threshold, Mapping) else _threshold("threshold", threshold)
-        if isinstance(threshold, Mapping):
-            Thresholds(threshold)  # values that make no sense are told now, names when the network is known
-        self._input_threshold, suffix = _parse_input_threshold(input_threshold)
         self._norm, self._noise, self._backend, self._dtype = norm, noise, backend, dtype
         self._global_ops = global_ops
-        self._unset_gates: dict[str, float] = {}  # absolute thresholds of held gates whose unit is not known yet -> what they show
         self._aoi = aoi
         self._layout: Layout | None = None  # of the plan on a canvas, with `motion`
         self._camera: MovingCamera | None = None
         self._motion = motion
         # A moving camera knows by itself where it is lost, and an area may leave out what has changed.
         self._intake = Intake(exposure, scene_cuts, refresh, looks_for_cuts=motion is None and aoi is None)
-        self._keeps_units = False  # of the thresholds, though the frame is computed whole
-        self._input_limit = 0.0  # absolute threshold of the frame
         budget = Budget.of(budget)
         self._checks = None if budget is None else Checks(Control(budget))
-        self._scaled = 1.0  # factor that the executor's thresholds have now
         self._needs: Needs | None = None
-        self._unitless = False  # with an area: a map has a threshold but no deviation yet, since nothing of it was ever needed
         self._area = -1  # version of the area that the executor works with
         self._shown: dict[Node, torch.Tensor] = {}  # bool: where an output has been computed since the start
         self._lock = threading.RLock()
@@ -246,15 +237,10 @@ class Stream:
         self._lowered: Lowered | None = None
         self._executor: Executor | None = None
         self._partial: PartialModel | None = None
-        self._std: dict[Step, float] = {}
         self._sites: list[Site] = []
         self._gates: list[Step] = []  # those among them
-        self._input_shown: float | None = None  # what the mapping shows for an absolute `input_threshold`
-        self._seen_version = -1
         self.thresholds = Thresholds(unit=threshold.unit if isinstance(threshold, Thresholds) else threshold_unit)
-        if suffix == "std" and self.thresholds.unit == "absolute":
-            raise ValueError(f"`input_threshold` is {input_threshold!r}, but the thresholds are absolute; give a plain number.")
-        self._input_absolute = suffix == "abs" and self.thresholds.unit != "absolute"  # else: the same unit as all others
+        self._units = Units(threshold, input_threshold, self.thresholds.unit, holds_gates=global_ops == "hold")
         self.stats = self._new_stats()
         if example is not None:
             self._prepare(self._checked(example))
@@ -300,10 +286,7 @@ class Stream:
             seconds = self._clock() - start
             self._intake.taken()
             if first:
-                if not self._keeps_units:
-                    self._std.clear()
-                self._keeps_units = False
-                self._seen_version = -1
+                self._units.begun()
                 self._apply_thresholds()
             self._count(seconds)
             return outputs if self._checks is None else self._hold_budget(self._checks, frame, outputs, seconds)
@@ -314,7 +297,7 @@ class Stream:
 
     def _arrived(self, frame: torch.Tensor) -> torch.Tensor:
         """The frame at the held exposure; lets everything be computed again where that is due."""
-        frame = self._intake.arrive(frame, self._input_limit)
+        frame = self._intake.arrive(frame, self._units.frame)
         if self._intake.restarted or self._intake.refreshed:
             self._start_over(keep_units=self._intake.refreshed)
         return frame
@@ -327,7 +310,7 @@ class Stream:
             for step in stream._plan.steps:
                 stream._executor.set_threshold(step, 0.0)  # lowering one after that frame would have the step computed whole once more
             stream._executor.reset()
-            stream._keeps_units = keep_units
+            stream._units.keep = keep_units
 
     def refresh(self) -> None:
         """Lets the next frame be computed whole: its output is that of a first frame, whatever the thresholds.
@@ -369,7 +352,7 @@ class Stream:
 
     def _filtered(self, frame: torch.Tensor) -> torch.Tensor:
         """What the network is to see of a frame; valid until the next one."""
-        return self._intake.filtered(frame, self._input_limit / (frame.shape[1] ** 0.5 if self._norm == "l2" else 1.0))
+        return self._intake.filtered(frame, self._units.frame / (frame.shape[1] ** 0.5 if self._norm == "l2" else 1.0))
 
     def _outputs(self) -> Any:
         assert self._plan is not None
@@ -447,8 +430,8 @@ class Stream:
         elif control.due:
             outputs = checks.check(frame, lambda: self._inside(outputs), self._run_densely)
         control.frame(seconds, self.stats.last_share)
-        if control.factor != self._scaled:
-            self._seen_version = -1
+        if control.factor != self._units.factor:
+            self._units.again()
         return outputs
 
     def _run_densely(self, frame: torch.Tensor) -> Any:
@@ -461,7 +444,7 @@ class Stream:
             self._apply_area(self._aoi, executor, frame)
         for step in executor.plan.steps:
             executor.set_threshold(step, 0.0)  # whatever they are set to next is then no reduction, which would cost a whole frame
-        self._seen_version = -1
+        self._units.again()
         self._run(executor, frame, raw=True)
         outputs = self._outputs()
         self.stats.add_to_last(executor.site_counts(), self._clock() - start)
@@ -515,20 +498,20 @@ class Stream:
                 self._signature = self._signature_of_plan = signature
                 return
             self._lowered = native.lowered_for(plan, self._backend, self._dtype or native.computed_type(frame.dtype))
-            _copy_weights(plan.steps if self._lowered is None else self._lowered.reasons)
+            copy_weights(plan.steps if self._lowered is None else self._lowered.reasons)
             self._plan, self._signature_of_plan, self._partial = plan, signature, None
         if self._partial is not None:
             self._signature = signature
             return
         assert self._plan is not None
-        self._init_thresholds()
+        self._init_thresholds(self._plan)
         if self._lowered is not None:
             self._executor = native.NativeExecutor(self._lowered, self._norm, self._votes)
         else:
             self._executor = TorchExecutor(self._plan, self._norm, self._votes, self._dtype)
         self._camera = self._layout.camera(self._motion) if self._layout is not None and self._motion is not None else None
         self._signature = signature
-        self._seen_version = -1
+        self._units.again()
 
     def _resized(self) -> Callable[[torch.Tensor], Plan] | None:
         """Captures the model for another example; None where it is fixed to one size."""
@@ -549,7 +532,7 @@ class Stream:
         """A stream of one part of the model, with this stream's settings."""
         part = Stream(
             module,
-            0.0 if isinstance(self._default, Mapping) else self._default,  # a mapping is applied by full name, below
+            0.0 if isinstance(self._units.default, Mapping) else self._units.default,  # a mapping is applied by full name, below
             threshold_unit=self.thresholds.unit,
             norm=self._norm,
             global_ops=self._global_ops,
@@ -564,13 +547,13 @@ class Stream:
     _strict = True  # an unknown name in the mapping is an error
 
     def _run_partial(self, partial: PartialModel, frame: torch.Tensor) -> Any:
-        if self.thresholds.version != self._seen_version:
+        if not self._units.is_current(self.thresholds):
             for prefix, part in partial.streams():
                 for name in part.thresholds:
                     value = self.thresholds.get(f"{prefix}.{name}")
                     if value is not None and value != part.thresholds[name]:
                         part.thresholds[name] = value
-            self._seen_version = self.thresholds.version
+            self._units.seen(self.thresholds)
         start = self._clock()
         seen = self._filtered(self._arrived(frame))
         outputs = partial.run(seen if seen is frame else seen.clone())  # it may return what it was given
@@ -583,10 +566,10 @@ class Stream:
         self._add_stats([count for _, part in parts for count in part.stats.last_counts], seconds, moved)
         names = {f"{prefix}.{name}": value for prefix, part in partial.streams() for name, value in part.thresholds.items()}
         if list(self.thresholds) != list(names):
-            known = {**(self._default if isinstance(self._default, Mapping) else {}), **self.thresholds}
+            known = {**(self._units.default if isinstance(self._units.default, Mapping) else {}), **self.thresholds}
             self.thresholds = Thresholds({name: known.get(name, value) for name, value in names.items()}, self.thresholds.unit)
             self.thresholds._fix()
-            self._seen_version = -1
+            self._units.again()
         return outputs
 
     def _name(self) -> str:
@@ -594,84 +577,14 @@ class Stream:
 
     # -- thresholds -------------------------------------------------------------------------------------------------------
 
-    def _init_thresholds(self) -> None:
-        assert self._plan is not None
-        names = [step.name for step in self._plan.steps if step.truncates]
-        if self.thresholds.fixed and list(self.thresholds) == names:
-            return
-        given = self._default if isinstance(self._default, Mapping) else dict.fromkeys(names, self._default)
-        if isinstance(given, Thresholds):
-            given.check_names(names)
-        values = {name: float(given.get(name, 0.0)) for name in names}
-        self._hold_gates(values)
-        if self._input_threshold is not None and not self._input_absolute and "input" in values:
-            values["input"] = self._input_threshold
-        edited = dict(self.thresholds)  # before the first frame, or at another size
-        fresh = Thresholds({name: edited.get(name, value) for name, value in values.items()}, self.thresholds.unit)
-        fresh._fix()
-        fresh.norm, fresh.noise = self._norm, str(self._noise) if self._noise else None
-        for name in [*given, *(() if self.thresholds.fixed else edited)] if self._strict else ():
-            fresh[name]
-        self.thresholds = fresh
-        self._input_shown = fresh.get("input")
-
-    def _hold_gates(self, values: dict[str, float]) -> None:
-        """Gives held gates their own thresholds, but those that the user's mapping names."""
-        assert self._plan is not None
-        named = self._default if isinstance(self._default, Mapping) else ()
-        self._unset_gates.clear()
-        for step in self._plan.steps:
-            if self._global_ops == "exact" or not step.gate or step.name in named:
-                continue
-            if self.thresholds.unit == "std":
-                values[step.name] = max(values[step.name], HELD_GATE)
-            else:
-                self._unset_gates[step.name] = values[step.name]
-
-    def _show_held_gates(self, executor: Executor, steps: Iterable[Step]) -> None:
-        """Absolute thresholds of held gates, as soon as the standard deviations are known."""
-        for step in steps:
-            shown = self._unset_gates.pop(step.name, None)
-            if shown is not None and self.thresholds[step.name] == shown:
-                self.thresholds[step.name] = max(shown, HELD_GATE * executor.std(step))
+    def _init_thresholds(self, plan: Plan) -> None:
+        self.thresholds = self._units.start(plan.steps, self.thresholds, strict=self._strict)
+        self.thresholds.norm, self.thresholds.noise = self._norm, str(self._noise) if self._noise else None
 
     def _apply_thresholds(self) -> None:
-        """Turns thresholds into absolute numbers where the executor needs them."""
-        executor, plan = self._executor, self._plan
-        if executor is None or plan is None or (self._seen_version == self.thresholds.version and not self._unitless):
-            return
-        self._unitless = False
-        if self._unset_gates and not executor.fresh:
-            self._show_held_gates(executor, plan.steps)
-        self._scaled = 1.0 if self._checks is None else self._checks.control.factor
-        for step in plan.steps:
-            value = self.thresholds[step.name] * self._scaled if step.truncates else 0.0
-            if step.head.op == "input" and self._input_absolute and self.thresholds.get(step.name) == self._input_shown:
-                value = self._show_input_threshold(step, executor) * self._scaled
-            elif value > 0 and self.thresholds.unit == "std":
-                if executor.fresh:
-                    continue  # the first frame is published whole; its statistics give the unit
-                deviation = self._std.get(step, 0.0) or executor.std(step)
-                if deviation > 0 or self._aoi is None:
-                    self._std[step] = deviation
-                else:
-                    self._unitless = True
-                value *= deviation
-            executor.set_threshold(step, value)
-            if step.head.op == "input":
-                self._input_limit = value
-        self._seen_version = self.thresholds.version
-
-    def _show_input_threshold(self, step: Step, executor: Executor) -> float:
-        """The absolute threshold of the frame; once its unit is known, the mapping shows it, so that editing that entry takes over."""
-        value = self._input_threshold or 0.0
-        if not executor.fresh and step.truncates:
-            if step not in self._std:
-                self._std[step] = executor.std(step)
-            if self._std[step] > 0:
-                self.thresholds[step.name] = value / self._std[step]
-            self._input_shown = self.thresholds[step.name]
-        return value
+        if self._executor is not None:
+            factor = 1.0 if self._checks is None else self._checks.control.factor
+            self._units.apply(self.thresholds, self._executor, factor=factor, area=self._aoi is not None)
 
     # -- state --------------------------------------------------------------------------------------------------------------
 
@@ -683,8 +596,7 @@ class Stream:
                 self._checks = Checks(self._checks.control.restarted())
             self.stats = self._new_stats()
             self._sites = []
-            self._std.clear()
-            self._seen_version = -1
+            self._units.forget()
             self._executor = self._camera = None
             if self._partial is not None:
                 self._partial.reset()
@@ -695,7 +607,7 @@ class Stream:
         with self._lock:
             twin = Stream(
                 self._model,
-                self._default,
+                self._units.default,
                 threshold_unit=self.thresholds.unit,
                 norm=self._norm,
                 noise=self._noise,
@@ -708,12 +620,10 @@ class Stream:
                 backend=self._backend,
                 dtype=self._dtype,
             )
-            twin._unset_gates = dict(self._unset_gates)
+            twin._units = self._units.twin(self.thresholds.unit)
             if self._checks is not None:
                 twin._checks = Checks(self._checks.control.restarted())
                 twin.stats = twin._new_stats()
-            twin._input_threshold, twin._input_absolute = self._input_threshold, self._input_absolute
-            twin._input_shown = self._input_shown
             twin.thresholds.update(self.thresholds)
             if self._partial is not None:
                 return twin  # its parts are captured again
@@ -798,17 +708,6 @@ class Stream:
             return {"total": sum(table.values()), "tensors": table, "shared_weights": shared}
 
 
-def _copy_weights(steps: Iterable[Step]) -> None:
-    """Gives torch steps weights of their own, as packed ones are: later changes of the model must not reach held maps."""
-    copies: dict[int, torch.Tensor] = {}
-    for node in (node for step in steps for node in step.nodes):
-        for key, value in node.attrs.items():
-            if isinstance(value, torch.Tensor):
-                if id(value) not in copies:
-                    copies[id(value)] = value.detach().clone()
-                node.attrs[key] = copies[id(value)]
-
-
 def _check_motion(motion: str | None, aoi: AreaOfInterest | None, noise: Noise, exposure: str | None) -> None:
     """What cannot be told, or means nothing, while the frame moves over the scene."""
     _one_of("motion", motion, (None, *MODES))
@@ -825,25 +724,3 @@ def _check_motion(motion: str | None, aoi: AreaOfInterest | None, noise: Noise, 
 def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
-
-
-def _threshold(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise ValueError(f"`{name}` must be a finite number >= 0; got {value!r}.")
-    return float(value)
-
-
-def _parse_input_threshold(value: float | str | None) -> tuple[float | None, str]:
-    """(number, suffix): the suffix is "abs", "std" or ""."""
-    if value is None:
-        return None, ""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(abs|std)?\s*", value)
-        try:
-            number = float(match[1]) if match else None
-        except ValueError:
-            number = None
-        if match is None or number is None:
-            raise ValueError(f"`input_threshold` must be a number or a string like '15abs'; got {value!r}.")
-        return _threshold("input_threshold", number), match[2] or ""
-    return _threshold("input_threshold", value), ""

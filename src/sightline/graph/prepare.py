@@ -6,6 +6,7 @@ What belongs here: checks and dispatch that all front doors share. What does not
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from sightline.errors import CaptureError, DTypeError, ShapeError
 from sightline.graph.capture import capture, is_exported, load_exported
 from sightline.graph.ir import Graph
+from sightline.graph.plan import Step
 
 _CAPTURING = threading.Lock()  # torch.export changes state of the process while it traces
 
@@ -65,3 +67,14 @@ def graph_of(model: Any, frame: torch.Tensor) -> Graph:
     if graph.input.dtype != frame.dtype:
         raise DTypeError(f"`frame` is {frame.dtype}, but the graph was made for {graph.input.dtype}. Convert the frame.")
     return graph
+
+
+def copy_weights(steps: Iterable[Step]) -> None:
+    """Gives torch steps weights of their own, as packed ones are: later changes of the model must not reach held maps."""
+    copies: dict[int, torch.Tensor] = {}
+    for node in (node for step in steps for node in step.nodes):
+        for key, value in node.attrs.items():
+            if isinstance(value, torch.Tensor):
+                if id(value) not in copies:
+                    copies[id(value)] = value.detach().clone()
+                node.attrs[key] = copies[id(value)]
