@@ -93,6 +93,25 @@ void State::run_elementwise(int step) {
   });
 }
 
+namespace {
+float widen(float x) { return x; }
+float widen(uint16_t x) {
+  const uint32_t bits = (uint32_t)x << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+// Channels of one pixel to their places. Shuffles move single channels, so a run must cost no more than its channels do.
+template <class E>
+void copy_runs(const std::vector<ChannelRun>& runs, const E* from, float* out) {
+  for (const ChannelRun& run : runs)
+    if (run.length == 1) out[run.dst] = widen(from[run.src]);
+    else if constexpr (sizeof(E) == sizeof(float)) std::memcpy(out + run.dst, from + run.src, sizeof(float) * (size_t)run.length);
+    else for (int j = 0; j < run.length; ++j) out[run.dst + j] = widen(from[run.src + j]);
+}
+}  // namespace
+
 void State::run_gather(int step) {
   const Step& s = program->steps[(size_t)step];
   list_sites(step);
@@ -114,10 +133,9 @@ void State::run_gather(int step) {
         if (r < 0 || c < 0) continue;
         const int64_t image = site.index / (tout.h * tout.w);
         const Raw* from = at(l.tensor) + ((image * t.h + r) * t.w + c) * t.ld * element;
-        for (const ChannelRun& run : part.runs[(size_t)((site.y % part.period_y) * part.period_x + site.x % part.period_x)])
-          if (run.length == 1) out[run.dst] = value(from + run.src * element);  // a call per channel would cost more than the copy
-          else if (element == 4) std::memcpy(out + run.dst, from + run.src * element, sizeof(float) * (size_t)run.length);
-          else for (int j = 0; j < run.length; ++j) out[run.dst + j] = value(from + (run.src + j) * element);
+        const auto& runs = part.runs[(size_t)((site.y % part.period_y) * part.period_x + site.x % part.period_x)];
+        if (element == 4) copy_runs(runs, reinterpret_cast<const float*>(from), out);
+        else copy_runs(runs, reinterpret_cast<const uint16_t*>(from), out);
       }
     }
   });
