@@ -96,3 +96,10 @@ def test_an_unknown_motion_is_wrong_usage(pan: Path) -> None:
     done = CliRunner().invoke(app, ["stream", str(pan), "--model", "torchvision:resnet18", "--motion", "sideways"])
     assert done.exit_code == 2
     assert "--motion: expected one of translation, affine" in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize("other", [("--aoi", "0,0,10,10"), ("--exposure", "global"), ("--noise", "temporal")])
+def test_motion_with_what_it_excludes_is_wrong_usage(pan: Path, other: tuple[str, str]) -> None:
+    done = CliRunner().invoke(app, ["stream", str(pan), "--model", "x.onnx", "--motion", "affine", *other])
+    assert done.exit_code == 2
+    assert f"--motion: cannot be combined with {other[0]}" in " ".join(done.output.split())

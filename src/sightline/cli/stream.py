@@ -79,6 +79,9 @@ def make_job(options: StreamOptions, video: str) -> Job:
         parse_noise(options.noise)
     except ValueError as error:
         raise ValueError(f"--noise: expected vote, block or temporal; got {options.noise!r}") from error
+    clashes = {"--aoi": options.aoi, "--exposure": options.exposure, "--noise temporal": (options.noise or "").startswith("temporal")}
+    for name in (name for name, given in clashes.items() if given and options.motion is not None):
+        raise ValueError(f"--motion: cannot be combined with {name}; leave one of them out")
     if not 0 <= options.threshold < math.inf:
         raise ValueError(f"--threshold: expected a finite number, 0 or more; got {options.threshold!r}")
     return Job(
