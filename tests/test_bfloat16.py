@@ -123,7 +123,7 @@ def test_input_thresholds_and_noise(noise: str, norm: str) -> None:
 def test_state_and_weights_halve() -> None:
     """Maps and convolution weights; masks do not."""
     model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.MaxPool2d(2)).eval()
-    full, half = sl.stream(model), sl.stream(model, dtype=BF16)
+    full, half = sl.stream(model, scene_cuts=False), sl.stream(model, dtype=BF16, scene_cuts=False)
     for stream in (full, half):
         stream(torch.rand(1, 3, 64, 64))
     maps = [{k: v for k, v in s.memory()["tensors"].items() if k not in {"masks and scratch", "returned outputs"}} for s in (full, half)]
