@@ -11,6 +11,8 @@ from collections import deque
 
 import torch
 
+from sightline.camera.sample import sampled
+
 _SAMPLES = 4096  # pixels
 _CHANGE = 0.4  # mean change in units of the picture's mean deviation; 1.4 between pictures that have nothing in common
 _SUDDEN = 2.5  # times the usual change of late
@@ -83,9 +85,7 @@ class _Picture:
     """Some pixels of a frame, one row per batch element."""
 
     def __init__(self, frame: torch.Tensor) -> None:
-        step = max(1, math.ceil(math.sqrt(frame.shape[2] * frame.shape[3] / _SAMPLES)))
-        sample = frame[:, :, step // 2 :: step, step // 2 :: step]
-        self.values = sample.to(torch.float32).flatten(1).clone()
+        self.values = sampled(frame, _SAMPLES).to(torch.float32).flatten(1).clone()
         self._deviation: list[float] | None = None
         self._centred: torch.Tensor | None = None
 

@@ -10,6 +10,8 @@ from collections import deque
 
 import torch
 
+from sightline.camera.sample import sampled
+
 _SAMPLES = 1024  # pixels
 _ROUNDS = 3  # of leaving out what does not fit
 _OUTLIER = 3.0  # times the median residual
@@ -165,6 +167,5 @@ def _white(sample: torch.Tensor) -> torch.Tensor | None:
 
 def _sample(frame: torch.Tensor) -> torch.Tensor:
     """(n, c, k) float32 or float64: pixels on a regular grid."""
-    step = max(1, math.ceil(math.sqrt(frame.shape[2] * frame.shape[3] / _SAMPLES)))
-    sample = frame[:, :, step // 2 :: step, step // 2 :: step].flatten(2)
+    sample = sampled(frame, _SAMPLES).flatten(2)
     return sample.clone() if sample.dtype == torch.float64 else sample.to(torch.float32, copy=True)

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from sightline import kernels
+from sightline.camera.sample import sampled
 from sightline.errors import FrameError
 
 NOT_FINITE = "`frame` holds NaN or Inf. Clean it (torch.nan_to_num) or skip it; the stream has not moved and takes the next frame."
@@ -188,7 +189,7 @@ class TemporalFilter:
 
     def _guess_spread(self, frame: torch.Tensor, state: _State) -> None:
         """From the second frame: most pixels did not move."""
-        median = (_sample(frame) - _sample(state.mean)).square().mean(1).flatten(1).median(1).values
+        median = (sampled(frame, _SAMPLES) - sampled(state.mean, _SAMPLES)).square().mean(1).flatten(1).median(1).values
         state.spread.copy_((median / (2 * _MEDIAN)).nan_to_num(0.0, 0.0)[:, None, None, None].expand_as(state.spread))
 
     # -- native ---------------------------------------------------------------------------------------------------------
@@ -257,9 +258,9 @@ class _NoiseKind:
         self._count += 1
         if self._memory is not None or self._count % 4 == 0:
             return
-        self._frames.append(_sample(frame).clone())
+        self._frames.append(sampled(frame, _SAMPLES).clone())
         if age is not None:
-            self._moved.append(_sample(age) == 0)
+            self._moved.append(sampled(age, _SAMPLES) == 0)
         if self._count % 4 == 3:
             self._add()
             self._frames, self._moved = [], []
@@ -279,12 +280,6 @@ def _best_gain(one: float, two: float) -> float:
         return 1.0
     ratio = max(two - one, 0.0) / max(one - two / 2, 1e-3 * one)
     return max((math.sqrt(ratio * ratio + 4 * ratio) - ratio) / 2, 1 / 64)
-
-
-def _sample(frame: torch.Tensor) -> torch.Tensor:
-    """A few thousand pixels on a regular grid."""
-    step = max(1, math.ceil(math.sqrt(frame.shape[2] * frame.shape[3] / _SAMPLES)))
-    return frame[:, :, step // 2 :: step, step // 2 :: step]
 
 
 def _addresses(state: _State) -> tuple[int, int, int]:
