@@ -1,0 +1,1 @@
+"""Foveated vision: sensors, layers on them, networks, and where to look."""
