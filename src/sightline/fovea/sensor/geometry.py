@@ -35,10 +35,12 @@ class SensorKey(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
+        """The type in which points are computed."""
         return torch.float32 if self.float32_recipe else torch.float64
 
     @property
     def warp(self) -> Warp:
+        """How a warped Cartesian lattice is stretched."""
         return Warp.of(self.fov, self.cmf_a, self.radius_norm, self.field, self.extent)
 
 

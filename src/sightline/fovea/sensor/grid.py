@@ -117,26 +117,32 @@ class SensorGrid:
 
     @cached_property
     def cartesian(self) -> torch.Tensor:
+        """(N, 2) x to the right and y up; radius 1 is fov / 2."""
         return self._rounded(self.exact.cartesian)
 
     @cached_property
     def polar(self) -> torch.Tensor:
+        """(N, 2) radius (1 = fov / 2) and angle in radians."""
         return self._rounded(self.exact.polar)
 
     @cached_property
     def cortical(self) -> torch.Tensor | None:
+        """(N, 3) on the manifold, (N, 2) for log-polar and warped lattices, None for uniform."""
         return None if self.exact.cortical is None else self._rounded(self.exact.cortical)
 
     @cached_property
     def valid_mask(self) -> torch.Tensor:
+        """(N,) bool: False for lattice cells outside the field."""
         return self.exact.valid_mask.to(self.device, copy=True)
 
     @cached_property
     def pad_cartesian(self) -> torch.Tensor:
+        """(P, 2) points around the sensor."""
         return self._rounded(self.exact.pad_cartesian)
 
     @cached_property
     def pad_cortical(self) -> torch.Tensor | None:
+        """The same on the manifold; None for uniform."""
         return None if self.exact.pad_cortical is None else self._rounded(self.exact.pad_cortical)
 
     @cached_property
@@ -146,6 +152,7 @@ class SensorGrid:
 
     @cached_property
     def plotting(self) -> torch.Tensor:
+        """(N, 2) flat layout for pictures."""
         if self.resolution == 1 or self.key.style == "uniform":
             return self.cartesian.clone()
         if self.key.style in {"logpolar", "warped_cartesian"}:
@@ -164,6 +171,7 @@ class SensorGrid:
 
     @property
     def shape(self) -> torch.Size:
+        """(N, 2)."""
         return self.exact.cartesian.shape
 
     @property
@@ -239,9 +247,14 @@ class SensorGrid:
         """The sensor with as many points as a square image of side `cart_res` has pixels, or just fewer.
 
         Args:
-            fov, cmf_a, style, field, manifold, options: as for the constructor.
+            fov: degrees, as for the constructor.
+            cmf_a: degrees, as for the constructor.
             cart_res: side of that image, at least 1.
             at_most: False: just more instead of just fewer.
+            style: as for the constructor.
+            field: as for the constructor.
+            manifold: as for the constructor.
+            **options: further arguments of the constructor.
 
         Example:
             >>> len(SensorGrid.matched(16, 0.5, 64))
@@ -283,8 +296,10 @@ class SensorGrid:
         elif match and cart_res is not None:
             if cart_res < 1:
                 raise ValueError(f"no point is left of side {in_cart_res} after a stride of {stride}; take a smaller stride")
-            options = {"style": self.key.style, "field": self.field, "manifold": self.manifold}
-            resolution, _ = match_resolution(self.key.fov, self.key.cmf_a, cart_res**2, at_most=at_most, **options)
+            key = self.key
+            resolution, _ = match_resolution(
+                key.fov, key.cmf_a, cart_res**2, style=key.style, at_most=at_most, field=key.field, manifold=key.manifold
+            )
         else:
             resolution, cart_res = self.resolution // stride, None
         if resolution < 1:

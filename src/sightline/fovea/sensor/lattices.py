@@ -48,9 +48,11 @@ class Warp(NamedTuple):
         return cls(fov, cmf_a, norm, normalizer, rate)
 
     def radius(self, points: torch.Tensor) -> torch.Tensor:
+        """(..., 1) distance of (..., 2) points from the centre, in the warp's norm."""
         if self.norm == math.inf:
             return points.abs().amax(dim=-1, keepdim=True)
-        return torch.linalg.vector_norm(points, dim=-1, keepdim=True)
+        length: torch.Tensor = torch.linalg.vector_norm(points, dim=-1, keepdim=True)
+        return length
 
     def to_visual(self, native: torch.Tensor) -> torch.Tensor:
         """Lattice coordinates (..., 2) to visual ones."""
@@ -85,6 +87,7 @@ def polar_of(cartesian: torch.Tensor) -> torch.Tensor:
 
 
 def uniform(resolution: int, extent: float, dtype: torch.dtype) -> Lattice:
+    """A plain square lattice, x slow."""
     axis = cell_centres(resolution, extent, dtype)
     points = pairs(axis, axis)
     polar = polar_of(points)
@@ -94,6 +97,7 @@ def uniform(resolution: int, extent: float, dtype: torch.dtype) -> Lattice:
 
 
 def warped(warp: Warp, resolution: int, extent: float, dtype: torch.dtype, reach: float = 0.5) -> Lattice:
+    """A square lattice stretched by `warp`, x slow; padding: whole layers of cells, at least `reach` wide."""
     axis = cell_centres(resolution, extent, dtype)
     native = pairs(axis, axis)
     points = warp.to_visual(native)

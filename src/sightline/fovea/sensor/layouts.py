@@ -16,10 +16,12 @@ def plotting_layout(cartesian: torch.Tensor, polar: torch.Tensor, fov: float, cm
     """Where to draw the points of a sensor.
 
     Args:
-        cartesian, polar: (N, 2) of the points.
-        fov, cmf_a: degrees.
+        cartesian: (N, 2) x and y of the points.
+        polar: (N, 2) their radius and angle.
+        fov: degrees.
+        cmf_a: degrees.
         layout: "v1like": the two halves of the visual field as the complex logarithm shows them in the left and right visual cortex,
-            back to back and upside down; "schwartz": the same upright with the fovea in the middle; "warp": a disc, the fovea in its middle.
+            back to back and upside down; "schwartz": the same upright, the fovea in the middle; "warp": a disc, the fovea in its middle.
 
     Returns:
         (N, 2) x and y.

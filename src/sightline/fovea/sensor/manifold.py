@@ -24,8 +24,10 @@ _MESH = 1e-4  # degrees between the nodes of the numerical integral
 
 
 def radius_limit(cmf_a: float) -> float:
-    """Largest eccentricity in degrees at which the surface over the sphere exists (m^2 >= rho'^2): the root, by bisection, of
-    (a + r) cos(r / 2) = (180 / pi) sin(r / 2) between 90 and 180 degrees, less 1e-4."""
+    """Largest eccentricity in degrees at which the surface over the sphere exists (m^2 >= rho'^2).
+
+    It is the root of (a + r) cos(r / 2) = (180 / pi) sin(r / 2) between 90 and 180 degrees, by bisection, less 1e-4.
+    """
 
     def slack(r: float) -> float:
         half = math.radians(r / 2)
@@ -58,20 +60,28 @@ def to_surface(points: Floats, fov: float, cmf_a: float, manifold: str = "planar
     """
     degrees = points * (fov / 2)
     x, y = degrees[:, 0], degrees[:, 1]
-    r = np.sqrt(x * x + y * y)
+    r = np.sqrt(_squared(x) + _squared(y))
     angle = np.arctan2(y, x)
     m = SCALE_MM / (cmf_a + r)
     if manifold == "planar":
         rho = m * r
-        u = r / cmf_a + 1
-        t = np.sqrt(np.maximum(u * u - 1, 0))
+        relative = r / cmf_a
         if points.dtype == np.float64:
-            t = np.sqrt(r / cmf_a * (r / cmf_a + 2))  # the same without cancellation
+            t = np.sqrt(relative * (relative + 2))
+        else:
+            t = np.sqrt(np.maximum(_squared(relative + 1) - 1, 0))  # the same, but it cancels at the fovea
         z = SCALE_MM * (np.arcsinh(t) - t / np.sqrt(1 + t * t))
     else:
         rho = m * np.sin(np.deg2rad(r)) * _DEGREES
         z = _integrated(r, fov, cmf_a)
     return np.stack((rho * np.cos(angle), rho * np.sin(angle), z), axis=1)
+
+
+def _squared(values: Floats) -> Floats:
+    if values.dtype == np.float64:
+        return values * values
+    # NumPy squares a float32 scalar by powf, which is not always the rounded product; fovi goes point by point.
+    return np.array([value**2 for value in values], dtype=np.float32)
 
 
 def _integrated(r: Floats, fov: float, cmf_a: float) -> Floats:
@@ -80,8 +90,8 @@ def _integrated(r: Floats, fov: float, cmf_a: float) -> Floats:
     limit = radius_limit(cmf_a)
     if furthest > limit:
         raise ValueError(
-            f"the cortical surface over the sphere ends at {limit:.4g} degrees for cmf_a={cmf_a:g}, and the sensor with its padding reaches "
-            f"{furthest:.4g} degrees at fov={fov:g}; take a smaller fov, more rings, or manifold='planar'"
+            f"the cortical surface over the sphere ends at {limit:.4g} degrees for cmf_a={cmf_a:g}, and the sensor with its padding "
+            f"reaches {furthest:.4g} degrees at fov={fov:g}; take a smaller fov, more rings, or manifold='planar'"
         )
     nodes, heights = _heights(cmf_a, math.ceil(furthest) + 1)
     return np.interp(r, nodes, heights)

@@ -22,7 +22,8 @@ def inside_field(points: torch.Tensor, field: str, extent: float) -> torch.Tenso
         return torch.ones(len(points), dtype=torch.bool, device=points.device)
     if field == "square":
         return points.abs().amax(dim=1) <= limit
-    return torch.linalg.vector_norm(points, dim=1) <= limit
+    inside: torch.Tensor = torch.linalg.vector_norm(points, dim=1) <= limit
+    return inside
 
 
 def missing_corners(points: torch.Tensor, extent: float) -> torch.Tensor:
@@ -39,9 +40,12 @@ def num_points(
     """Number of points of a sensor, as fovi 2.4 counts them.
 
     Args:
-        fov, cmf_a: degrees.
+        fov: degrees.
+        cmf_a: degrees.
         resolution: rings, or the side of a lattice.
-        style, field, manifold: as in `SensorGrid`.
+        style: as in `SensorGrid`.
+        field: as in `SensorGrid`.
+        manifold: as in `SensorGrid`.
 
     Cost: microseconds; nothing is built, but for square fields.
     """
@@ -77,10 +81,13 @@ def match_resolution(
     Use it to give a sensor the budget of a square image: ``n_points = side**2``.
 
     Args:
-        fov, cmf_a: degrees.
+        fov: degrees.
+        cmf_a: degrees.
         n_points: wanted number of points, at least 1.
-        style, field, manifold: as in `SensorGrid`.
+        style: as in `SensorGrid`.
         at_most: True: never more points than wanted; False: never fewer.
+        field: as in `SensorGrid`.
+        manifold: as in `SensorGrid`.
         bounds: resolutions between which the nearest is searched.
 
     Returns:
