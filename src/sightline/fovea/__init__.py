@@ -44,6 +44,8 @@ def __getattr__(name: str) -> object:
     """Loads a public name, or a module of this package, when it is first used."""
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _HOMES.values():
+        return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
