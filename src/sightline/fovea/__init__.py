@@ -7,18 +7,58 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sightline.fovea.layers import (
+        KNNBatchNorm,
+        KNNChannelNorm,
+        KNNConv,
+        KNNCoordNorm,
+        KNNDepthwiseConv,
+        KNNDepthwiseSeparableConv,
+        KNNGroupNorm,
+        KNNLayerNorm,
+        KNNPool,
+        get_norm,
+        load_fovi_state_dict,
+    )
+    from sightline.fovea.neighbours import NeighbourTable, neighbour_table
     from sightline.fovea.sensor import SensorGrid, match_resolution, num_points
 
 # Public name: the module below this package that holds it.
 _HOMES = {
+    "KNNBatchNorm": "layers",
+    "KNNChannelNorm": "layers",
+    "KNNConv": "layers",
+    "KNNCoordNorm": "layers",
+    "KNNDepthwiseConv": "layers",
+    "KNNDepthwiseSeparableConv": "layers",
+    "KNNGroupNorm": "layers",
+    "KNNLayerNorm": "layers",
+    "KNNPool": "layers",
+    "get_norm": "layers",
+    "load_fovi_state_dict": "layers",
+    "NeighbourTable": "neighbours",
+    "neighbour_table": "neighbours",
     "SensorGrid": "sensor",
     "match_resolution": "sensor",
     "num_points": "sensor",
 }
 
 __all__ = [
+    "KNNBatchNorm",
+    "KNNChannelNorm",
+    "KNNConv",
+    "KNNCoordNorm",
+    "KNNDepthwiseConv",
+    "KNNDepthwiseSeparableConv",
+    "KNNGroupNorm",
+    "KNNLayerNorm",
+    "KNNPool",
+    "NeighbourTable",
     "SensorGrid",
+    "get_norm",
+    "load_fovi_state_dict",
     "match_resolution",
+    "neighbour_table",
     "num_points",
 ]
 
