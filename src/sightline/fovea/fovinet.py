@@ -218,7 +218,9 @@ class FoviNet(nn.Module):
         else:
             policy = self.sup_fixator if setting == "supervised" else self.ssl_fixator
             if policy is None:
-                raise ConfigError(f"there is no policy for the setting {setting}: set saccades.{'sup' if setting == 'supervised' else setting}_policy")
+                raise ConfigError(
+                    f"there is no policy for the setting {setting}: set saccades.{'sup' if setting == 'supervised' else setting}_policy"
+                )
             samples = policy(
                 images, n_fixations=n_fixations, fixations=fixations, generator=generator or self.generator, model=self,
                 fixation_size=fixation_size, area_range=area_range,
@@ -358,7 +360,11 @@ class FoviNet(nn.Module):
                 raise CheckpointError(self._other_shape(name, tuple(given[name].shape), tuple(ours[name].shape)))
         missing, unknown = sorted(ours.keys() - given.keys()), sorted(given.keys() - ours.keys())
         if strict and (missing or unknown):
-            parts = [f"{what} {names[0]} and {len(names) - 1} more" for what, names in (("lacks", missing), ("has the unknown", unknown)) if names]
+            parts = [
+                f"{what} {names[0]} and {len(names) - 1} more"
+                for what, names in (("lacks", missing), ("has the unknown", unknown))
+                if names
+            ]
             raise CheckpointError(f"the checkpoint {' and '.join(parts)}: it is of another architecture than {self.settings.model.arch}")
         return super().load_state_dict(given, strict=strict, assign=assign)
 

@@ -221,5 +221,3 @@ def average_pool(ladder: Ladder, rung: Rung, out_res: int, pool: type[KNNPool], 
     last = ladder.final(out_res)
     k = (2 * math.ceil(rung.sensor.resolution / last.sensor.resolution)) ** 2
     return pool(k, rung.sensor, last.sensor, mode="avg", sample_cortex=sample_cortex, ties=ladder.ties, device=device)
-
-

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from sightline.errors import ConfigError
-
 from sightline.fovea.networks.ladder import Ladder
 from sightline.fovea.networks.parts import knn_conv_class
 from sightline.fovea.sensor import SensorGrid
@@ -194,9 +193,8 @@ class KNNConvNeXt(nn.Module):
             norm = _PointNorm(channels if index else dim, eps=1e-6)
             self.downsample_layers.append(nn.Sequential(norm, reduce) if index else nn.Sequential(reduce, norm))
             rung = below
-            blocks = [
-                KNNConvNeXtBlock(dim, rung.sensor, rate, 49, sample_cortex, ties, device, depthwise) for rate in rates[block : block + depth]
-            ]
+            own_rates = rates[block : block + depth]
+            blocks = [KNNConvNeXtBlock(dim, rung.sensor, rate, 49, sample_cortex, ties, device, depthwise) for rate in own_rates]
             self.stages.append(nn.Sequential(*blocks))
             block += depth
         self.norm = nn.LayerNorm(dims[-1], eps=1e-6)

@@ -133,6 +133,7 @@ class KNNResNetBasicBlock(_ResidualBlock):
 
 class KNNResNetBottleneck(_ResidualBlock):
     """One neighbour to fewer channels, k neighbours with the stride, one neighbour to four times as many, and the way around."""
+
     expansion: ClassVar[int] = 4
 
     def build(self, conv: Callable[..., nn.Module], norm: Callable[..., nn.Module], channels: int, width: int, k: int) -> None:
