@@ -48,7 +48,8 @@ class GRN(nn.Module):
         """(N, B, C) to the same."""
         strength = torch.linalg.vector_norm(x, dim=0, keepdim=True)
         share = strength / (strength.mean(dim=-1, keepdim=True) + 1e-6)
-        return self.gamma * (x * share) + self.beta + x
+        raised: Tensor = self.gamma * (x * share) + self.beta + x
+        return raised
 
 
 class _PointNorm(nn.LayerNorm):
@@ -119,7 +120,8 @@ class KNNConvNeXtBlock(nn.Module):
         """(B, dim, N) to the same."""
         y = self.norm(self.dwconv(x).permute(2, 0, 1))
         y = self.pwconv2(self.grn(self.act(self.pwconv1(y))))
-        return x + self.drop_path(y).permute(1, 2, 0)
+        branch: Tensor = self.drop_path(y)
+        return x + branch.permute(1, 2, 0)
 
 
 class KNNConvNeXt(nn.Module):

@@ -69,7 +69,7 @@ class MLPWrapper(nn.Module):
         """
         x = x.flatten(start_dim=1)
         outputs = [x.detach()]
-        for block in self.layers:  # type: ignore[union-attr]  # a Sequential, or what the user gave
+        for block in self.layers.children():
             x = block(x)
             outputs.append(x.detach())
         return (x, outputs) if return_layer_outputs else x

@@ -251,7 +251,7 @@ class KNNResNet(nn.Module):
         self.avgpool: nn.Module | None = None
         if out_res is not None and out_res != -1:
             self.avgpool = average_pool(ladder, rung, out_res, pool_layer, sample_cortex, device)
-            rung = Rung(cast(SensorGrid, self.avgpool.out_coords), out_res)
+            rung = Rung(self.avgpool.out_coords, out_res)
         self.out_coords, self.out_channels, self.num_classes = rung.sensor, channels, num_classes
         self.total_embed_dim = channels * len(self.out_coords)
         if num_classes is not None:
