@@ -103,7 +103,7 @@ class FoviNet(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.settings = see = with_field_of_view(_with_geometry(cfg))
-        self.network = cast(nn.Module, type(self).architectures.get(see.model.arch)(see, device=device))
+        self.network = type(self).architectures.get(see.model.arch)(see, device=device)
         self.retinal_transform = self.make_retina(see)
         self.default_setting = "supervised" if see.training.loss == "supervised" else "ssl"
         self.ssl_fixator = self._policy(see.saccades.ssl_policy)
@@ -218,7 +218,8 @@ class FoviNet(nn.Module):
         else:
             policy = self.sup_fixator if setting == "supervised" else self.ssl_fixator
             if policy is None:
-                raise ConfigError(f"there is no policy for the setting {setting}: set saccades.{'sup' if setting == 'supervised' else setting}_policy")
+                key = "sup_policy" if setting == "supervised" else "ssl_policy"
+                raise ConfigError(f"there is no policy for the setting {setting}: set saccades.{key}")
             samples = policy(
                 images, n_fixations=n_fixations, fixations=fixations, generator=generator or self.generator, model=self,
                 fixation_size=fixation_size, area_range=area_range,
@@ -358,8 +359,9 @@ class FoviNet(nn.Module):
                 raise CheckpointError(self._other_shape(name, tuple(given[name].shape), tuple(ours[name].shape)))
         missing, unknown = sorted(ours.keys() - given.keys()), sorted(given.keys() - ours.keys())
         if strict and (missing or unknown):
-            parts = [f"{what} {names[0]} and {len(names) - 1} more" for what, names in (("lacks", missing), ("has the unknown", unknown)) if names]
-            raise CheckpointError(f"the checkpoint {' and '.join(parts)}: it is of another architecture than {self.settings.model.arch}")
+            lists = (("lacks", missing), ("has the unknown", unknown))
+            parts = " and ".join(f"{what} {names[0]} and {len(names) - 1} more" for what, names in lists if names)
+            raise CheckpointError(f"the checkpoint {parts}: it is of another architecture than {self.settings.model.arch}")
         return super().load_state_dict(given, strict=strict, assign=assign)
 
     def _other_shape(self, name: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ class KNNAlexNetBlock(nn.Module):
             rung = ladder.start(in_res if cart_res is None or not auto_match_cart_resources else cart_res)
         if isinstance(conv_layer, str):
             conv_layer = type(self).conv_classes(conv_layer)
-        shared = {"sample_cortex": sample_cortex, "ties": ties, "device": device}
+        shared: dict[str, Any] = {"sample_cortex": sample_cortex, "ties": ties, "device": device}
         below = ladder.below(rung, stride) if conv_layer is not None else rung
         self.in_coords = rung.sensor
         self.conv: nn.Module | None = None
@@ -102,7 +102,7 @@ class KNNAlexNetBlock(nn.Module):
         self.pool: nn.Module | None = None
         if pool:
             pooled = ladder.below(below, pool_stride)
-            self.pool = type(self).pool_class(pool_k, below.sensor, pooled.sensor, mode=pool_mode, **shared)
+            self.pool = type(self).pool_class(pool_k, below.sensor, pooled.sensor, mode=cast(Any, pool_mode), **shared)
             below = pooled
         self.rung = below
         self.out_coords = below.sensor
@@ -220,6 +220,5 @@ def average_pool(ladder: Ladder, rung: Rung, out_res: int, pool: type[KNNPool], 
     """The pool at the end of a network: the mean of (2 * downsampling)**2 neighbours around each point that is left."""
     last = ladder.final(out_res)
     k = (2 * math.ceil(rung.sensor.resolution / last.sensor.resolution)) ** 2
-    return pool(k, rung.sensor, last.sensor, mode="avg", sample_cortex=sample_cortex, ties=ladder.ties, device=device)
-
-
+    shared: dict[str, Any] = {"sample_cortex": sample_cortex, "ties": ladder.ties, "device": device}
+    return pool(k, rung.sensor, last.sensor, mode="avg", **shared)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from sightline.errors import ConfigError
-
 from sightline.fovea.networks.ladder import Ladder
 from sightline.fovea.networks.parts import knn_conv_class
 from sightline.fovea.sensor import SensorGrid
@@ -49,7 +48,8 @@ class GRN(nn.Module):
         """(N, B, C) to the same."""
         strength = torch.linalg.vector_norm(x, dim=0, keepdim=True)
         share = strength / (strength.mean(dim=-1, keepdim=True) + 1e-6)
-        return self.gamma * (x * share) + self.beta + x
+        raised: Tensor = self.gamma * (x * share) + self.beta + x
+        return raised
 
 
 class _PointNorm(nn.LayerNorm):
@@ -120,7 +120,8 @@ class KNNConvNeXtBlock(nn.Module):
         """(B, dim, N) to the same."""
         y = self.norm(self.dwconv(x).permute(2, 0, 1))
         y = self.pwconv2(self.grn(self.act(self.pwconv1(y))))
-        return x + self.drop_path(y).permute(1, 2, 0)
+        branch: Tensor = self.drop_path(y)
+        return x + branch.permute(1, 2, 0)
 
 
 class KNNConvNeXt(nn.Module):
@@ -194,9 +195,8 @@ class KNNConvNeXt(nn.Module):
             norm = _PointNorm(channels if index else dim, eps=1e-6)
             self.downsample_layers.append(nn.Sequential(norm, reduce) if index else nn.Sequential(reduce, norm))
             rung = below
-            blocks = [
-                KNNConvNeXtBlock(dim, rung.sensor, rate, 49, sample_cortex, ties, device, depthwise) for rate in rates[block : block + depth]
-            ]
+            own_rates = rates[block : block + depth]
+            blocks = [KNNConvNeXtBlock(dim, rung.sensor, rate, 49, sample_cortex, ties, device, depthwise) for rate in own_rates]
             self.stages.append(nn.Sequential(*blocks))
             block += depth
         self.norm = nn.LayerNorm(dims[-1], eps=1e-6)

@@ -5,9 +5,10 @@ What belongs here: which sensor a layer reads and writes. What does not: the lay
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ class Ladder:
     match: int = 1
     ties: str = "stable"
     device: torch.device | str | None = None
-    make: Callable[..., SensorGrid] = field(default=SensorGrid, compare=False)
+    make: Callable[..., SensorGrid] = dataclasses.field(default=SensorGrid, compare=False)
 
     def sensor(self, resolution: int, max_radius: float = 1.0) -> SensorGrid:
         """A sensor of this network with a given number of rings."""

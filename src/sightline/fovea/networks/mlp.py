@@ -1,6 +1,6 @@
 """The fully connected end of a network: a projector of named blocks, and the pairing of a backbone with projectors.
 
-What belongs here: layers on vectors. What does not: layers on sensors (`sightline.fovea.layers`) and classifiers (`sightline.fovea.probes`).
+What belongs here: layers on vectors. What does not: layers on sensors (`sightline.fovea.layers`), classifiers (`sightline.fovea.probes`).
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 _Layer = Callable[..., nn.Module]
+_RELU = partial(nn.ReLU, inplace=True)
+_HALF = partial(nn.Dropout, p=0.5)
 
 
 class LayerBlock(nn.Sequential):
@@ -68,7 +69,7 @@ class MLPWrapper(nn.Module):
         """
         x = x.flatten(start_dim=1)
         outputs = [x.detach()]
-        for block in self.layers:  # type: ignore[union-attr]  # a Sequential, or what the user gave
+        for block in self.layers.children():
             x = block(x)
             outputs.append(x.detach())
         return (x, outputs) if return_layer_outputs else x
@@ -79,9 +80,9 @@ def get_mlp(
     mlp: str | int | None = "8192-8192-8192",
     inp: Callable[[int, bool], nn.Module | None] | None = None,
     linear: _Layer = nn.Linear,
-    act: _Layer = partial(nn.ReLU, inplace=True),
+    act: _Layer = _RELU,
     norm: _Layer | None = nn.BatchNorm1d,
-    dropout: _Layer | None = partial(nn.Dropout, p=0.5),
+    dropout: _Layer | None = _HALF,
     dropout_all: bool = False,
     proj_relu: bool = False,
     output_bias: bool = False,
@@ -98,7 +99,10 @@ def get_mlp(
         repr_size: features that come in, or "lazy": taken from the first batch.
         mlp: widths joined by hyphens, ``"1024-1024"``; empty or None: only flattens.
         inp: makes a first layer of a block from (its index, whether it is the last), or None.
-        linear, act, norm, dropout: classes of the layers; None leaves norm or dropout out.
+        linear: class of the linear layers.
+        act: class of the activations.
+        norm: class of the norms; None: none.
+        dropout: class of the dropouts; None: none.
         dropout_all: dropout in the last block too.
         proj_relu: an activation in the last block too.
         output_bias: a bias in the last block.

@@ -8,7 +8,7 @@ not: what a transformer does with them (`vit`).
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ class KNNPatchEmbedding(KNNConv):
         table = self.cut(in_coords, out_coords, max(1, k), ref_frame_side_length, space, ties, arch_flag)
         super().__init__(
             in_channels, embed_dim, table.index.shape[1], in_coords, out_coords, side=table.side, bias=bias, sample_cortex=space,
-            ties=ties, device=device,
+            ties=cast(Any, ties), device=device,
         )  # fmt: skip
         self.k = table.index.shape[1]
         self._table("index", table.index, device)

@@ -124,7 +124,9 @@ def _alexnet(cls: type[KNNAlexNet], cfg: Section, device: _Device = None) -> nn.
     return wrapped(backbone, cfg, device)
 
 
-def _resnet(cls: type[KNNResNet], cfg: Section, device: _Device = None, *, depth: int, conv: str | None = None, stride: int = 0) -> nn.Module:
+def _resnet(
+    cls: type[KNNResNet], cfg: Section, device: _Device = None, *, depth: int, conv: str | None = None, stride: int = 0
+) -> nn.Module:
     backbone = cls.of_depth(
         depth, in_conv_stride=stride or cfg.model.stem_conv_stride, in_pool_stride=stride or cfg.model.stem_pool_stride,
         stem_kernel_size=cfg.model.stem_kernel_size, in_res=cfg.saccades.resize_size, out_res=cfg.model.out_grid_size,

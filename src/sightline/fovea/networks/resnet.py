@@ -133,6 +133,7 @@ class KNNResNetBasicBlock(_ResidualBlock):
 
 class KNNResNetBottleneck(_ResidualBlock):
     """One neighbour to fewer channels, k neighbours with the stride, one neighbour to four times as many, and the way around."""
+
     expansion: ClassVar[int] = 4
 
     def build(self, conv: Callable[..., nn.Module], norm: Callable[..., nn.Module], channels: int, width: int, k: int) -> None:
@@ -250,7 +251,7 @@ class KNNResNet(nn.Module):
         self.avgpool: nn.Module | None = None
         if out_res is not None and out_res != -1:
             self.avgpool = average_pool(ladder, rung, out_res, pool_layer, sample_cortex, device)
-            rung = Rung(cast(SensorGrid, self.avgpool.out_coords), out_res)
+            rung = Rung(self.avgpool.out_coords, out_res)
         self.out_coords, self.out_channels, self.num_classes = rung.sensor, channels, num_classes
         self.total_embed_dim = channels * len(self.out_coords)
         if num_classes is not None:

@@ -241,8 +241,9 @@ class VisionTransformer(nn.Module):
         )  # fmt: skip
         self.norm = nn.LayerNorm(embed_dim)
         self.aggregation, self.in_channels = aggregation, in_channels
-        self.total_embed_dim = embed_dim * (len(points) + 1 if aggregation == "flatten" else 1)
-        self.head = nn.Linear(self.total_embed_dim, num_outputs) if num_outputs else nn.Identity()
+        features = embed_dim * (len(points) + 1 if aggregation == "flatten" else 1)
+        self.total_embed_dim = num_outputs or features
+        self.head = nn.Linear(features, num_outputs) if num_outputs else nn.Identity()
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         for module in (*self.blocks.modules(), self.head):
             if isinstance(module, nn.Linear):
