@@ -151,6 +151,7 @@ class FoviNet(nn.Module):
             color_mean=IMAGENET_MEAN if normalized else None,
             color_std=IMAGENET_STD if normalized else None,
             gray_in_eval=bool(see.validation.no_color),
+            pool_factor=see.saccades.pool_factor,
         )
 
     def _policy(self, name: str | None) -> SaccadePolicy | None:
