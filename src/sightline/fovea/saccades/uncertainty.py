@@ -64,7 +64,7 @@ class UncertaintySaccades(SaccadePolicy):
         grid: candidates are the middles of grid x grid cells of the image.
         return_radius: places within this distance of an earlier fixation (in image sides) are not looked at again.
         temperature: of the draws in training, in logits.
-        object_size: side of what is looked for, as a share of the image's; contrast is averaged over it. Only while exploring.
+        object_size: side of what is looked for, as a share of the image's; maps are averaged over it.
 
     Attributes:
         explore: share of the fixations that follow contrast, in training. 1 until told otherwise: before the network can answer anything
@@ -194,23 +194,26 @@ class UncertaintySaccades(SaccadePolicy):
         values = self.values(history.samples)
         self.expectation.train(training)
         height, width = images.shape[-2:]
-        return self.map(values, history, (height, width), self.prior)
+        return self._blurred(self.map(values, history, (height, width), self.prior).sigmoid()).logit(1e-4)
 
     def _contrast(self, images: torch.Tensor, history: Glimpses) -> torch.Tensor:
         """Contrast of each cell, averaged over the size of an object, from 0 to `_SHARPNESS`."""
         samples = history.samples.float()
         contrast = (samples - samples.mean(-1, keepdim=True)).abs().mean(2)  # (B, F, N)
         height, width = images.shape[-2:]
-        cells = self.map(contrast, history, (height, width), 0.0).view(-1, 1, self.grid, self.grid)
+        cells = self._blurred(self.map(contrast, history, (height, width), 0.0))
+        low, high = cells.amin(1, keepdim=True), cells.amax(1, keepdim=True)
+        return (cells - low) / (high - low).clamp_min(1e-30) * _SHARPNESS
+
+    def _blurred(self, cells: torch.Tensor) -> torch.Tensor:
+        """Cells (B, grid * grid) averaged over the size of an object: what lies between coarse nodes is found there, not at one of them."""
         spread = max(0.5, self.object_size * self.grid / 2.5)
         reach = min(self.grid - 1, math.ceil(2.5 * spread))
         along = torch.arange(-reach, reach + 1, device=cells.device, dtype=cells.dtype)
         kernel = torch.exp(-(along**2) / (2 * spread**2))
         kernel = kernel / kernel.sum()
-        cells = F.conv2d(cells, kernel.view(1, 1, -1, 1), padding=(reach, 0))
-        flat = F.conv2d(cells, kernel.view(1, 1, 1, -1), padding=(0, reach)).flatten(1)
-        low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
-        return (flat - low) / (high - low).clamp_min(1e-30) * _SHARPNESS
+        square = F.pad(cells.view(-1, 1, self.grid, self.grid), (reach, reach, reach, reach), mode="replicate")
+        return F.conv2d(F.conv2d(square, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1)).flatten(1)
 
     def _looked_at(self, history: Glimpses) -> torch.Tensor:
         """Whether each cell (B, grid * grid) lies next to an earlier fixation."""
