@@ -8,6 +8,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sightline.fovea.color import ColorDecay
+    from sightline.fovea.layers import (
+        KNNBatchNorm,
+        KNNChannelNorm,
+        KNNConv,
+        KNNCoordNorm,
+        KNNDepthwiseConv,
+        KNNDepthwiseSeparableConv,
+        KNNGroupNorm,
+        KNNLayerNorm,
+        KNNPool,
+        get_norm,
+        load_fovi_state_dict,
+    )
+    from sightline.fovea.neighbours import NeighbourTable, neighbour_table
     from sightline.fovea.retina import GridSampler, RetinalTransform
     from sightline.fovea.saccades import Glimpses, NoSaccades, RandomSaccades, SaccadePolicy
     from sightline.fovea.sensor import SensorGrid, match_resolution, num_points
@@ -21,6 +35,19 @@ _HOMES = {
     "RandomSaccades": "saccades",
     "RetinalTransform": "retina",
     "SaccadePolicy": "saccades",
+    "KNNBatchNorm": "layers",
+    "KNNChannelNorm": "layers",
+    "KNNConv": "layers",
+    "KNNCoordNorm": "layers",
+    "KNNDepthwiseConv": "layers",
+    "KNNDepthwiseSeparableConv": "layers",
+    "KNNGroupNorm": "layers",
+    "KNNLayerNorm": "layers",
+    "KNNPool": "layers",
+    "get_norm": "layers",
+    "load_fovi_state_dict": "layers",
+    "NeighbourTable": "neighbours",
+    "neighbour_table": "neighbours",
     "SensorGrid": "sensor",
     "match_resolution": "sensor",
     "num_points": "sensor",
@@ -30,12 +57,25 @@ __all__ = [
     "ColorDecay",
     "Glimpses",
     "GridSampler",
+    "KNNBatchNorm",
+    "KNNChannelNorm",
+    "KNNConv",
+    "KNNCoordNorm",
+    "KNNDepthwiseConv",
+    "KNNDepthwiseSeparableConv",
+    "KNNGroupNorm",
+    "KNNLayerNorm",
+    "KNNPool",
+    "NeighbourTable",
     "NoSaccades",
     "RandomSaccades",
     "RetinalTransform",
     "SaccadePolicy",
     "SensorGrid",
+    "get_norm",
+    "load_fovi_state_dict",
     "match_resolution",
+    "neighbour_table",
     "num_points",
 ]
 
