@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     )
     from sightline.fovea.neighbours import NeighbourTable, neighbour_table
     from sightline.fovea.retina import GridSampler, RetinalTransform
-    from sightline.fovea.saccades import Glimpses, NoSaccades, RandomSaccades, SaccadePolicy
+    from sightline.fovea.saccades import (
+        Glimpses,
+        InhibitedSaccades,
+        NoSaccades,
+        PrioritySaccades,
+        RandomSaccades,
+        SaccadePolicy,
+        SaliencySaccades,
+    )
     from sightline.fovea.sensor import SensorGrid, match_resolution, num_points
 
 # Public name: the module below this package that holds it.
@@ -35,6 +43,9 @@ _HOMES = {
     "RandomSaccades": "saccades",
     "RetinalTransform": "retina",
     "SaccadePolicy": "saccades",
+    "InhibitedSaccades": "saccades",
+    "PrioritySaccades": "saccades",
+    "SaliencySaccades": "saccades",
     "KNNBatchNorm": "layers",
     "KNNChannelNorm": "layers",
     "KNNConv": "layers",
@@ -57,6 +68,7 @@ __all__ = [
     "ColorDecay",
     "Glimpses",
     "GridSampler",
+    "InhibitedSaccades",
     "KNNBatchNorm",
     "KNNChannelNorm",
     "KNNConv",
@@ -68,9 +80,11 @@ __all__ = [
     "KNNPool",
     "NeighbourTable",
     "NoSaccades",
+    "PrioritySaccades",
     "RandomSaccades",
     "RetinalTransform",
     "SaccadePolicy",
+    "SaliencySaccades",
     "SensorGrid",
     "get_norm",
     "load_fovi_state_dict",
