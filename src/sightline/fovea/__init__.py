@@ -44,7 +44,15 @@ if TYPE_CHECKING:
     from sightline.fovea.policies import POLICIES
     from sightline.fovea.probes import FoviNetProbe, FoviNetProbes, LinearProbe
     from sightline.fovea.retina import GridSampler, RetinalTransform
-    from sightline.fovea.saccades import Glimpses, NoSaccades, RandomSaccades, SaccadePolicy
+    from sightline.fovea.saccades import (
+        Glimpses,
+        InhibitedSaccades,
+        NoSaccades,
+        PrioritySaccades,
+        RandomSaccades,
+        SaccadePolicy,
+        SaliencySaccades,
+    )
     from sightline.fovea.sensor import SensorGrid, match_resolution, num_points
 
 # Public name: the module below this package that holds it.
@@ -92,6 +100,9 @@ _HOMES = {
     "NoSaccades": "saccades",
     "RandomSaccades": "saccades",
     "SaccadePolicy": "saccades",
+    "InhibitedSaccades": "saccades",
+    "PrioritySaccades": "saccades",
+    "SaliencySaccades": "saccades",
     "SensorGrid": "sensor",
     "match_resolution": "sensor",
     "num_points": "sensor",
@@ -108,6 +119,7 @@ __all__ = [
     "FoviNetProbes",
     "Glimpses",
     "GridSampler",
+    "InhibitedSaccades",
     "KNNAlexNet",
     "KNNAlexNetBlock",
     "KNNBatchNorm",
@@ -130,9 +142,11 @@ __all__ = [
     "NeighbourTable",
     "NoSaccades",
     "PartitioningPatchEmbedding",
+    "PrioritySaccades",
     "RandomSaccades",
     "RetinalTransform",
     "SaccadePolicy",
+    "SaliencySaccades",
     "SensorGrid",
     "VisionTransformer",
     "compose",
