@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sightline.fovea.training.evaluate import Evaluation, evaluate
+    from sightline.fovea.training.evaluation import Evaluation, evaluate
     from sightline.fovea.training.loop import Trainer, TrainingReport
     from sightline.fovea.training.losses import BarlowTwinsLoss, SimCLRLoss, VICRegLoss
     from sightline.fovea.training.scenes import DigitScenes
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "BarlowTwinsLoss": "losses",
     "DigitScenes": "scenes",
-    "Evaluation": "evaluate",
+    "Evaluation": "evaluation",
     "LARS": "schedule",
     "SimCLRLoss": "losses",
     "Trainer": "loop",
     "TrainingReport": "loop",
     "VICRegLoss": "losses",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
 }
 
 __all__ = ["LARS", "BarlowTwinsLoss", "DigitScenes", "Evaluation", "SimCLRLoss", "Trainer", "TrainingReport", "VICRegLoss", "evaluate"]

@@ -1,7 +1,7 @@
 """The loop of training, on Lightning Fabric: one process or many, any precision, and going on where it stopped.
 
 What belongs here: the order of things. Its parts have files of their own: `data` and `augment` (what comes in), `step` and `losses` (what
-is compared), `schedule` (what moves the weights), `checkpoint`, `evaluate`.
+is compared), `schedule` (what moves the weights), `checkpoint`, `evaluation`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sightline.fovea.saccades.uncertainty import UncertaintySaccades
 from sightline.fovea.training import checkpoint
 from sightline.fovea.training.augment import augment, normalize
 from sightline.fovea.training.data import Batch, Source, make_source
-from sightline.fovea.training.evaluate import Evaluation, evaluate
+from sightline.fovea.training.evaluation import Evaluation, evaluate
 from sightline.fovea.training.losses import gather_of, make_loss
 from sightline.fovea.training.schedule import learning_rate, make_optimizer, set_learning_rate
 from sightline.fovea.training.step import Measures, SelfSupervisedStep, SupervisedStep
