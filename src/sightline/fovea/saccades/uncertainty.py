@@ -28,7 +28,8 @@ def certainty(logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch
 
     Args:
         logits: (..., classes).
-        labels: (...) int64, or less axes of these, from the front: certainty of the right answer, its probability. None: 1 - entropy / log(classes).
+        labels: int64 (...), or fewer axes, from the front; the certainty is then the right answer's probability. None: it is
+            1 - entropy / log(classes).
 
     Returns:
         (...), without gradients.
@@ -65,6 +66,7 @@ class UncertaintySaccades(SaccadePolicy):
         return_radius: places within this distance of an earlier fixation (in image sides) are not looked at again.
         temperature: of the draws in training, in logits.
         object_size: side of what is looked for, as a share of the image's; maps are averaged over it.
+        follow: "certainty", or "contrast": the same looking, with contrast in the glimpses instead of the learned map, to compare with.
 
     Attributes:
         explore: share of the fixations that follow contrast, in training. 1 until told otherwise: before the network can answer anything
@@ -72,9 +74,10 @@ class UncertaintySaccades(SaccadePolicy):
 
     Raises:
         ShapeError: a retina that samples grids.
+        ValueError: another `follow`.
 
     Cost: the small network once per glimpse so far and fixation, grid^2 look-ups each.
-    Source: ours. Looking where uncertainty will fall most is Najemnik and Geisler 2005 ("Optimal eye movement strategies in visual search").
+    Source: ours; after Najemnik and Geisler 2005 ("Optimal eye movement strategies in visual search"), who look where uncertainty falls.
     """
 
     nodes: torch.Tensor
@@ -93,11 +96,17 @@ class UncertaintySaccades(SaccadePolicy):
         return_radius: float = 0.04,
         temperature: float = 0.5,
         object_size: float = 0.15,
+        follow: str = "certainty",
     ) -> None:
         super().__init__(retina, n_fixations)
         sensor: SensorGrid = retina.sensor
         if sensor.style.endswith("_as_grid"):
-            raise ShapeError(f"UncertaintySaccades needs a sensor of points, not {sensor.style}: take {sensor.style.removesuffix('_as_grid')}")
+            raise ShapeError(
+                f"UncertaintySaccades needs a sensor of points, not {sensor.style}: take {sensor.style.removesuffix('_as_grid')}"
+            )
+        if follow not in {"certainty", "contrast"}:
+            raise ValueError(f"`follow` must be 'certainty' or 'contrast', got {follow!r}")
+        self.follow = follow
         self.grid, self.return_radius, self.temperature, self.object_size = grid, return_radius, temperature, object_size
         self.explore = 1.0
         self.prior = math.log(1 / max(1, classes - 1))  # the logit of 1 / classes
@@ -131,9 +140,9 @@ class UncertaintySaccades(SaccadePolicy):
             (B, F, N).
         """
         batch, glances = samples.shape[:2]
-        features = self.expectation(samples.flatten(0, 1))
-        values: torch.Tensor = self.readout(features.permute(2, 0, 1))  # nodes first, as it lies in memory
-        return values[..., 0].t().unflatten(0, (batch, glances))
+        features: torch.Tensor = self.expectation(samples.flatten(0, 1))
+        values: torch.Tensor = self.readout(features.permute(2, 0, 1))[..., 0]  # nodes first, as they lie in memory
+        return values.t().reshape(batch, glances, -1)
 
     def _at(self, places: torch.Tensor, history: Glimpses, image: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Which node of each glimpse sees places (B, P, 2): indices (B, F, P), and how well: weights, 0 outside the field of view."""
@@ -174,8 +183,8 @@ class UncertaintySaccades(SaccadePolicy):
             fixations = self.centre(images)[:, 0]
             return (self._anywhere(fixations, generator) if self.training else fixations), sizes
         with torch.no_grad():
-            score = self._score(images, history)
-            if self.training:
+            score = self._score(images, history) if self.follow == "certainty" else self._contrast(images, history)
+            if self.training and self.follow == "certainty":
                 by_contrast = self._contrast(images, history)
                 explored = self._uniform((len(images), 1), score, generator) < self.explore
                 score = torch.where(explored, by_contrast, score / self.temperature)

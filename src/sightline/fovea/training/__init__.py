@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sightline.fovea.training.evaluation import Evaluation, evaluate
-    from sightline.fovea.training.loop import Trainer, TrainingReport
+    from sightline.fovea.training.loop import Trainer
     from sightline.fovea.training.losses import BarlowTwinsLoss, SimCLRLoss, VICRegLoss
+    from sightline.fovea.training.report import TrainingReport
     from sightline.fovea.training.scenes import DigitScenes
     from sightline.fovea.training.schedule import LARS
 
@@ -20,7 +21,7 @@ _HOMES = {
     "LARS": "schedule",
     "SimCLRLoss": "losses",
     "Trainer": "loop",
-    "TrainingReport": "loop",
+    "TrainingReport": "report",
     "VICRegLoss": "losses",
     "evaluate": "evaluation",
 }

@@ -27,9 +27,9 @@ def augment(images: torch.Tensor, config: Mapping[str, Any], generator: torch.Ge
 
     Args:
         images: (b, c, h, w), float in [0, 1]. Not changed itself.
-        config: the section ``transforms``: flip (probability 0.5), color_jitter (probability 0.8: brightness and contrast by up to 40 %,
-            and of colour images saturation by up to 20 % and hue by up to 0.1 turns), gray (probability 0.2), blur (probability 0.5, standard
-            deviation 0.1 to 2 pixels). Which are done; digits and the like must not be flipped.
+        config: the section ``transforms``: flip (probability 0.5), color_jitter (0.8: brightness and contrast by up to 40 %, and of
+            colour images saturation by up to 20 % and hue by up to 0.1 turns), gray (0.2), blur (0.5: a standard deviation of 0.1 to 2
+            pixels). Which are done; digits and the like must not be flipped.
         generator: of the draws, on the CPU. Equal generators change equal batches equally.
 
     Returns:

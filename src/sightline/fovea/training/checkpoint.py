@@ -20,7 +20,15 @@ from sightline.errors import CheckpointError
 from sightline.fovea.layers.weights import geometry_of
 
 FORMAT = 1
-_MAY_CHANGE = {"logging", "validation", "training.stop_early_epoch", "training.eval_freq", "data.num_workers", "data.in_memory", "data.download"}
+_MAY_CHANGE = {
+    "logging",
+    "validation",
+    "training.stop_early_epoch",
+    "training.eval_freq",
+    "data.num_workers",
+    "data.in_memory",
+    "data.download",
+}
 """What may be set otherwise when a run goes on: nothing of it changes the weights."""
 
 
@@ -102,7 +110,9 @@ def check_geometry(path: Path, content: Mapping[str, Any], network: nn.Module) -
     for name in [*ours, *(name for name in theirs if name not in ours)]:
         if theirs.get(name) != ours.get(name):
             there, here = (which.get(name, "no such layer") for which in (theirs, ours))
-            raise CheckpointError(f"{path}: the checkpoint is of another geometry: {name or 'the network'} has {there} in it, and {here} here")
+            raise CheckpointError(
+                f"{path}: the checkpoint is of another geometry: {name or 'the network'} has {there} in it, and {here} here"
+            )
 
 
 def check_settings(path: Path, content: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

@@ -70,9 +70,13 @@ class Source(Protocol):
     """Where batches come from."""
 
     name: str
-    classes: Sequence[str]
     channels: int
     broken: Broken
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Names of the classes; a label is an index of this."""
+        ...
 
     def steps(self, batch_size: int, world: int) -> int:
         """How many batches each of `world` processes gets in an epoch of training."""
@@ -96,7 +100,8 @@ def order(count: int, epoch: int, seed: int, rank: int = 0, world: int = 1) -> t
         count: how many there are.
         epoch: every epoch has another order.
         seed: of the run.
-        rank: of the process, among `world`; all get the same number of images, at most world - 1 are left out.
+        rank: of the process.
+        world: how many processes there are; all get the same number of images, at most world - 1 are left out.
 
     Returns:
         Indices, int64, (count // world,).
@@ -153,7 +158,7 @@ class Indexed:
             numbers = numbers[: batch_size * self.steps(batch_size, world)]
         else:
             numbers = torch.arange(rank, len(self), world)
-        parts = [part for part in numbers.split(batch_size)][start:]
+        parts = list(numbers.split(batch_size))[start:]
         jobs = _Jobs(self, parts, epoch, seed, train)
         loader: Iterator[tuple[Batch | None, dict[str, str]]]
         if self.workers:
@@ -180,8 +185,8 @@ class Indexed:
         """
         reasons: dict[str, str] = {}
         images, labels = [], []
-        for number, item in zip(numbers.tolist(), self.load(numbers, epoch, seed), strict=True):
-            tried = 1
+        for number, first in zip(numbers.tolist(), self.load(numbers, epoch, seed), strict=True):
+            item, tried = first, 1
             while isinstance(item, str):
                 file, _, reason = item.rpartition(": ")
                 reasons[file] = reason
@@ -243,12 +248,11 @@ def make_source(config: Mapping[str, Any], train: bool) -> Source:
     kind, which = data["kind"], data["train_dataset" if train else "val_dataset"]
     if kind == "digit_scenes":
         scenes = data["scenes"]
-        return SceneSource(
-            DigitScenes(
-                resolution, scenes["zoom"], scenes["clutter"], scenes["noise"], train, scenes["train" if train else "val"],
-                scenes["ramp"] if train else 0,
-            )  # fmt: skip
+        part = "train" if train else "val"
+        made = DigitScenes(
+            resolution, scenes["zoom"], scenes["clutter"], scenes["noise"], train, scenes[part], scenes["ramp"] if train else 0
         )
+        return SceneSource(made)
     if kind not in KINDS:
         raise ConfigError(f"data.kind must be one of {', '.join(KINDS)}, not {kind!r}")
     if not which:

@@ -141,7 +141,9 @@ class TorchvisionSource(Indexed):
         try:
             datasets = import_torchvision().datasets
         except ModuleNotFoundError as error:
-            raise MissingPackageError(f"the package torchvision is needed to read its datasets ({error}): pip install torchvision") from error
+            raise MissingPackageError(
+                f"the package torchvision is needed to read its datasets ({error}): pip install torchvision"
+            ) from error
         kind = getattr(datasets, name.removeprefix("torchvision:"), None)
         if not inspect.isclass(kind):
             raise ConfigError(f"torchvision.datasets has no {name}: it has, for example, CIFAR10, FashionMNIST, ImageFolder")
@@ -156,7 +158,7 @@ class TorchvisionSource(Indexed):
         elif "split" in known:
             chosen.setdefault("split", "train" if train else "test")
         try:
-            self.dataset = kind(**chosen)
+            self.dataset: Any = kind(**chosen)
         except TypeError as error:
             raise ConfigError(f"torchvision.datasets.{name}: {error}: see data.arguments") from error
         except (RuntimeError, OSError) as error:
@@ -182,4 +184,3 @@ class TorchvisionSource(Indexed):
         except (OSError, SyntaxError, ValueError) as error:
             return f"{self.name}[{number}]: {' '.join(str(error).split()).replace(': ', ', ')}"
         return as_square(image, self.resolution), int(label)
-

@@ -6,10 +6,8 @@ is compared), `schedule` (what moves the weights), `checkpoint`, `evaluation`.
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ import numpy as np
 import torch
 
 from sightline.errors import CheckpointError, ConfigError, TrainingError
-from sightline.extras import need
 from sightline.fovea.config.schema import Section, settings
 from sightline.fovea.fovinet import FoviNet
 from sightline.fovea.layers.weights import geometry_of
@@ -28,71 +25,14 @@ from sightline.fovea.training.augment import augment, normalize
 from sightline.fovea.training.data import Batch, Source, make_source
 from sightline.fovea.training.evaluation import Evaluation, evaluate
 from sightline.fovea.training.losses import gather_of, make_loss
+from sightline.fovea.training.processes import make_fabric, seed_everything
+from sightline.fovea.training.report import Log, TrainingReport
 from sightline.fovea.training.schedule import learning_rate, make_optimizer, set_learning_rate
 from sightline.fovea.training.step import Measures, SelfSupervisedStep, SupervisedStep
 
 Show = Callable[[int, int | None, str], None]
 LAST = "last.ckpt"
 """Name of the checkpoint that a run goes on from."""
-
-
-@dataclass
-class TrainingReport:
-    """What a run did.
-
-    Attributes:
-        epochs: finished ones.
-        steps: of the optimiser.
-        images: that were trained on, with repetitions.
-        seconds: of all parts of a run that was resumed together.
-        history: per epoch, means over its images (top1, answer_loss ...), the learning rate, and "val": `Evaluation.to_dict`.
-        evaluation: the last one; None before the first.
-        broken: sentences about images that could not be read.
-        interrupted: stopped by Ctrl-C; the checkpoint holds everything.
-    """
-
-    epochs: int = 0
-    steps: int = 0
-    images: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    evaluation: Evaluation | None = None
-    broken: list[str] = field(default_factory=list)
-    interrupted: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "epochs": self.epochs, "steps": self.steps, "images": self.images, "seconds": round(self.seconds, 3), "history": self.history,
-            "evaluation": None if self.evaluation is None else self.evaluation.to_dict(), "broken": self.broken,
-            "interrupted": self.interrupted,
-        }  # fmt: skip
-
-
-def make_fabric(config: Section) -> Any:
-    """A Fabric as ``training`` asks for: accelerator, devices, precision.
-
-    Under ``torchrun`` its number of processes counts, whatever ``training.devices`` says.
-
-    Raises:
-        ConfigError: float16 on a CPU, which has no loss scaling there.
-        MissingPackageError: without lightning: ``pip install 'sightline[fovea]'``.
-    """
-    fabric = need("lightning_fabric", "train")
-    section = config.training
-    precision = {"bfloat16": "bf16-mixed", "float16": "16-mixed", "float32": "32-true"}[section.amp_dtype] if section.use_amp else "32-true"
-    if precision == "16-mixed" and (section.accelerator == "cpu" or not torch.cuda.is_available()):
-        raise ConfigError("training.amp_dtype=float16 needs a GPU: take bfloat16")
-    return fabric.Fabric(
-        accelerator=section.accelerator, devices=section.devices, num_nodes=section.num_nodes, strategy=section.strategy, precision=precision
-    )
-
-
-def seed_everything(seed: int) -> None:
-    """Python's, NumPy's and PyTorch's global generators."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - for whatever uses the global one
-    torch.manual_seed(seed)
 
 
 class Trainer:
@@ -139,7 +79,7 @@ class Trainer:
         self.network = network or FoviNet(config)
         self.step = self._make_step()
         if section.freeze_backbone:
-            self.network.network.backbone.requires_grad_(False)  # type: ignore[union-attr]  # an attribute of a module
+            self.network.network.backbone.requires_grad_(False)
         optimizer = make_optimizer(section, [self.step])
         self.module, self.optimizer = self.fabric.setup(self.step, optimizer)
         # Behind the network's own draws, and another stream in every process.
@@ -154,7 +94,9 @@ class Trainer:
         self.epoch = self.batch = 0
         self.sums: dict[str, float] = {}
         self.report = TrainingReport()
-        self._log: Any = None
+        logs = self.folder is not None and bool(self.settings.logging.tensorboard) and self.fabric.is_global_zero
+        self._log = Log(self.folder / "tensorboard" if self.folder is not None and logs else None)
+        self._stopping = False
 
     # ----------------------------------------------------------------------------------------------- making
     def _make_step(self) -> SupervisedStep | SelfSupervisedStep:
@@ -186,7 +128,7 @@ class Trainer:
             resume: go on from the folder's checkpoint, in the middle of an epoch too.
 
         Returns:
-            `report`. After Ctrl-C, one that says so.
+            `report`. After `stop`, one that says so.
 
         Raises:
             CheckpointError: `resume`, and there is no checkpoint, or one of another geometry or other settings.
@@ -201,20 +143,21 @@ class Trainer:
         before, started = self.report.seconds, time.perf_counter()
         last = min(int(section.epochs), int(section.stop_early_epoch) or int(section.epochs))
         self.network.train()
+        self._stopping = False
         try:
-            while self.epoch < last:
+            while self.epoch < last and not self._stopping:
                 self._train_epoch(before, started)
-                self.report.seconds = before + time.perf_counter() - started
-        except KeyboardInterrupt:
-            self.report.interrupted = True
+            self.report.interrupted = self._stopping and self.epoch < last
         finally:
             self.report.seconds = before + time.perf_counter() - started
             sources = [source for source in (self.train_source, self.val_source) if source is not None]
             self.report.broken = [source.broken.sentence(source.name) for source in sources if len(source.broken)]
-            if self._log is not None:
-                self._log.close()
-                self._log = None
+            self._log.close()
         return self.report
+
+    def stop(self) -> None:
+        """Ends `fit` behind the step that runs now, with a checkpoint; may be called from a signal handler or another thread."""
+        self._stopping = True
 
     def _train_epoch(self, before: float, started: float) -> None:
         section = self.settings.training
@@ -235,9 +178,11 @@ class Trainer:
             self.report.steps += 1
             done = self.report.steps
             self.show(done, self.total_steps, self._words())
-            if save_every and done % save_every == 0 and self.batch < self.batches_per_epoch:
+            if (self._stopping or (save_every and done % save_every == 0)) and self.batch < self.batches_per_epoch:
                 self.report.seconds = before + time.perf_counter() - started
                 self.save()
+                if self._stopping:
+                    return
         self._finish_epoch(before, started)
 
     def _move(self, group: list[Batch]) -> None:
@@ -282,7 +227,7 @@ class Trainer:
         # NaN + anything is NaN, so this also sees earlier batches.
         if not np.isfinite(self.sums["answer_loss"]):
             raise TrainingError(
-                f"the loss is {self.sums['answer_loss']} in step {self.report.steps + 1}: lower training.base_lr, or set training.clip_grad=1"
+                f"the loss is {self.sums['answer_loss']} in step {self.report.steps + 1}: lower training.base_lr or set training.clip_grad"
             )
         self.report.images += images * self.fabric.world_size
 
@@ -306,7 +251,7 @@ class Trainer:
             self.report.evaluation = self.evaluate()
             entry["val"] = self.report.evaluation.to_dict()
         self.report.history.append(entry)
-        self._write_log(entry)
+        self._log.write(entry)
         self.report.seconds = before + time.perf_counter() - started
         every = int(self.settings.logging.checkpoint_freq)
         if (every and self.epoch % every == 0) or self.epoch == int(section.epochs):
@@ -333,11 +278,12 @@ class Trainer:
             raise ConfigError("there is nothing to evaluate on: set data.val_dataset")
         counts = self.settings.saccades.n_fixations_val
         world = self.fabric.world_size
-        batches = self.val_source.batches(0, batch_size=int(self.settings.validation.batch_size), train=False, rank=self.fabric.global_rank, world=world)
-        result = evaluate(
-            self.network, batches, counts if isinstance(counts, list | tuple) else [counts], normalized=bool(self.settings.transforms.normalize),
-            generator=torch.Generator().manual_seed(0),
-        )  # fmt: skip
+        batches = self.val_source.batches(
+            0, batch_size=int(self.settings.validation.batch_size), train=False, rank=self.fabric.global_rank, world=world
+        )
+        counts = counts if isinstance(counts, list | tuple) else [counts]
+        normalized = bool(self.settings.transforms.normalize)
+        result = evaluate(self.network, batches, counts, normalized=normalized, generator=torch.Generator().manual_seed(0))
         return result if world == 1 else self._over_processes(result)
 
     def _over_processes(self, mine: Evaluation) -> Evaluation:
@@ -348,23 +294,6 @@ class Trainer:
         images = total.pop()
         tables = [dict(zip(counts, (value / images for value in total[i * len(counts) :]), strict=False)) for i in range(3)]
         return Evaluation(int(images), tables[0], tables[1], tables[2])
-
-    def _write_log(self, entry: Mapping[str, Any]) -> None:
-        if self.folder is None or not self.settings.logging.tensorboard or not self.fabric.is_global_zero:
-            return
-        if self._log is None:
-            need("tensorboard", "write logs (or set logging.tensorboard=0)")
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._log = SummaryWriter(str(self.folder / "tensorboard"), purge_step=entry["epoch"])
-        for name, value in entry.items():
-            if isinstance(value, int | float) and name != "epoch":
-                self._log.add_scalar(f"train/{name}", value, entry["epoch"])
-        for name, table in entry.get("val", {}).items():
-            if isinstance(table, dict):
-                for count, value in table.items():
-                    self._log.add_scalar(f"val_{name}/{count}_fixations", value, entry["epoch"])
-        self._log.flush()
 
     # ------------------------------------------------------------------------------------------ checkpoints
     def state(self) -> dict[str, Any]:
@@ -437,4 +366,6 @@ def _check_data(config: Section, source: Source) -> None:
     if source.channels != int(config.model.in_channels):
         raise ConfigError(f"{source.name} has images of {source.channels} channels, and model.in_channels is {config.model.in_channels}")
     if len(source.classes) > int(config.data.num_classes):
-        raise ConfigError(f"{source.name} has {len(source.classes)} classes, and data.num_classes is {config.data.num_classes}: set it to as many")
+        raise ConfigError(
+            f"{source.name} has {len(source.classes)} classes, and data.num_classes is {config.data.num_classes}: set it to as many"
+        )

@@ -98,7 +98,7 @@ class DigitScenes:
 
         Cost: about b * size^2 draws of noise.
         """
-        images, labels = digits()
+        _, labels = digits()
         chosen = self.pool[numbers % len(self.pool)]
         draws = _Draws(numbers, round_, seed)
         wide = 8 * self.zoom

@@ -56,15 +56,15 @@ class LARS(torch.optim.Optimizer):
     Source: You, Gitman, Ginsburg 2017, "Large batch training of convolutional networks".
     """
 
-    def __init__(
-        self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 0.0, eta: float = 1e-3
-    ) -> None:
+    def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 0.0, eta: float = 1e-3) -> None:
         if lr < 0 or not 0 <= momentum < 1 or weight_decay < 0 or eta <= 0:
-            raise ConfigError(f"LARS: expected lr >= 0, momentum in [0, 1), weight_decay >= 0, eta > 0; got {(lr, momentum, weight_decay, eta)}")
+            raise ConfigError(
+                f"LARS: expected lr >= 0, momentum in [0, 1), weight_decay >= 0, eta > 0; got {(lr, momentum, weight_decay, eta)}"
+            )
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step.
 
         Args:

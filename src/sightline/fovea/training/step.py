@@ -108,7 +108,7 @@ class SelfSupervisedStep(nn.Module):
             network.sup_fixator.requires_grad_(False)
         network.ssl_fixator.requires_grad_(False)
         if network.head is None:
-            network.network.projector.requires_grad_(False)  # type: ignore[union-attr]  # an attribute of a module
+            network.network.projector.requires_grad_(False)
 
     @property
     def policy(self) -> SaccadePolicy:
@@ -163,4 +163,3 @@ def _probe(probes: FoviNetProbes, outputs: list[torch.Tensor], labels: torch.Ten
         total = total + F.cross_entropy(scores, labels)
         measures[f"probe_{index}_top1"] = (scores.argmax(-1) == labels).sum() / views
     return total
-
