@@ -90,8 +90,9 @@ def foveated(seed: int, epochs: int, extra: list[str], learned: bool) -> dict[st
 def dense(seed: int, epochs: int, extra: list[str], side: int, end: str) -> dict[str, Any]:
     """Trains the control on reduced scenes."""
     overrides = [
-        "model.arch=alexnet2023", "saccades.mode=null", "saccades.sup_policy=none", "saccades.n_fixations=1", 
-        "training.fixation_loss=0",         "saccades.n_fixations_val=[1]", f"saccades.resize_size={side}", f"saccades.fixation_size={side}", f"model.out_grid_size={ENDS[end]}",
+        "model.arch=alexnet2023", "saccades.mode=null", "saccades.sup_policy=none", "saccades.n_fixations=1",
+        "training.fixation_loss=0", "saccades.n_fixations_val=[1]", f"saccades.resize_size={side}", f"saccades.fixation_size={side}",
+        f"model.out_grid_size={ENDS[end]}",
     ]  # fmt: skip
     _, row = trained(seed, epochs, extra + overrides, side)
     return {**row, "samples": side * side, "side": side, "end": end, "top1": row["history"][-1]["val"]["top1"][1]}

@@ -188,7 +188,8 @@ class UncertaintySaccades(SaccadePolicy):
                 by_contrast = self._contrast(images, history)
                 explored = self._uniform((len(images), 1), score, generator) < self.explore
                 score = torch.where(explored, by_contrast, score / self.temperature)
-            score = score - 1e3 * self._looked_at(history)
+            # A glimpse of NaN tells nothing about where to look.
+            score = score.nan_to_num(0.0) - 1e3 * self._looked_at(history)
             if not self.training:
                 return self.cells[score.argmax(1)].to(sizes.dtype), sizes
             # Drawn on the CPU, so that a generator gives the same fixations on any device.

@@ -82,8 +82,6 @@ class Trainer:
             self.network.network.backbone.requires_grad_(False)
         optimizer = make_optimizer(section, [self.step])
         self.module, self.optimizer = self.fabric.setup(self.step, optimizer)
-        # Behind the network's own draws, and another stream in every process.
-        seed_everything(int(section.seed) + 1 + self.fabric.global_rank)
         self.generators = {
             name: torch.Generator().manual_seed((int(section.seed) * 1000 + self.fabric.global_rank) * 2 + index)
             for index, name in enumerate(("looking", "changing"))
@@ -140,6 +138,8 @@ class Trainer:
             self.folder.mkdir(parents=True, exist_ok=True)
         if resume:
             self.load()
+        elif not self.report.steps:  # another stream in every process, whatever was drawn before
+            seed_everything(int(section.seed) + 1 + self.fabric.global_rank)
         before, started = self.report.seconds, time.perf_counter()
         last = min(int(section.epochs), int(section.stop_early_epoch) or int(section.epochs))
         self.network.train()
