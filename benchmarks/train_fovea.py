@@ -20,6 +20,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,18 +153,15 @@ def main() -> None:
 
     samples = 0
     for seed in range(seeds):
-        samples = case("foveated, learned", seed, lambda seed=seed: foveated(seed, epochs, extra, True))["samples"]
-    best = {}
-    for seed in range(seeds):
-        for count in CONTROLS[:1] if options.quick else CONTROLS:
-            side = math.ceil(math.sqrt(count * samples))
-            ends = list(ENDS) if seed == 0 else [best[count]]
-            rows = {
-                end: case(f"dense, {count} x, {end}", seed, lambda seed=seed, side=side, end=end: dense(seed, epochs, extra, side, end))
-                for end in ends
-            }
-            best[count] = max(rows, key=lambda end: rows[end]["top1"])
-        case("foveated, random", seed, lambda seed=seed: foveated(seed, epochs, extra, False))
+        samples = case("foveated, learned", seed, partial(foveated, seed, epochs, extra, True))["samples"]
+    for count in CONTROLS[:1] if options.quick else CONTROLS:
+        side, ends = math.ceil(math.sqrt(count * samples)), list(ENDS)
+        for seed in range(seeds):
+            rows = {end: case(f"dense, {count} x, {end}", seed, partial(dense, seed, epochs, extra, side, end)) for end in ends}
+            ends = [max(rows, key=lambda end: rows[end]["top1"])]  # the better one of the first seed
+        if count == CONTROLS[-2] or options.quick:  # before the dearest control
+            for seed in range(seeds):
+                case("foveated, random", seed, partial(foveated, seed, epochs, extra, False))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from fovea_small import self_supervised, small
 
 pytest.importorskip("lightning_fabric")
@@ -35,14 +36,14 @@ def assert_bit_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor
         assert torch.equal(value, other[name]), name
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """In place of a signal."""
 
 
 def killed_after(steps: int) -> Any:
     def show(done: int, total: int | None, words: str) -> None:
         if done == steps:
-            raise Killed
+            raise KilledError
 
     return show
 
@@ -76,13 +77,12 @@ def test_report_counts_what_was_done(tmp_path: Path) -> None:
 
 def test_a_network_learns_what_it_is_shown() -> None:
     """Eight scenes without clutter, again and again."""
-    trainer = Trainer(
-        small(
-            "data.scenes.train=8", "data.scenes.clutter=0", "data.scenes.noise=0", "data.scenes.ramp=0", "training.epochs=90",
-            "training.base_lr=0.3", "model.dropout=0", "training.eval_freq=0", "model.channel_mult=0.1", "data.scenes.val=1",
-            "saccades.uncertainty.explore=1",
-        )  # fmt: skip
-    )
+    config = small(
+        "data.scenes.train=8", "data.scenes.clutter=0", "data.scenes.noise=0", "data.scenes.ramp=0", "training.epochs=90",
+        "training.base_lr=0.3", "model.dropout=0", "training.eval_freq=0", "model.channel_mult=0.1", "data.scenes.val=1",
+        "saccades.uncertainty.explore=1",
+    )  # fmt: skip
+    trainer = Trainer(config)
     first = trainer.train_source.batches(0, batch_size=8, train=True)
     batch = next(first)
     trainer.train_source.batches = lambda epoch, **options: iter([batch])  # type: ignore[method-assign]
@@ -121,12 +121,21 @@ def test_other_optimizers_move_weights(optimizer: str) -> None:
     trainer = Trainer(small(f"training.optimizer={optimizer}", "training.epochs=1", "training.warmup_epochs=0", "training.eval_freq=0"))
     before = weights(trainer)
     trainer.fit()
-    assert not torch.equal(before["network.network.backbone.layers.0.conv.weight"], weights(trainer)["network.network.backbone.layers.0.conv.weight"])
+    assert not torch.equal(
+        before["network.network.backbone.layers.0.conv.weight"], weights(trainer)["network.network.backbone.layers.0.conv.weight"]
+    )
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
     """Without norms and dropout, two batches of four are one batch of eight."""
-    still = ("model.norm=none", "model.dropout=null", "saccades.sup_policy=none", "training.optimizer=sgd", "training.clip_grad=0", "saccades.n_fixations=1")
+    still = (
+        "model.norm=none",
+        "model.dropout=null",
+        "saccades.sup_policy=none",
+        "training.optimizer=sgd",
+        "training.clip_grad=0",
+        "saccades.n_fixations=1",
+    )
     whole, halves = Trainer(small(*still)), Trainer(small(*still, "training.batch_size=4", "training.grad_accum_steps=2"))
     halves.step.load_state_dict(whole.step.state_dict())
     batch = next(whole.train_source.batches(0, batch_size=8, train=True))
@@ -151,12 +160,12 @@ def test_mixed_precision_trains(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("steps", [1, 4, 5])
 def test_resumed_run_is_bit_equal(tmp_path: Path, steps: int) -> None:
-    """Killed in the first or the second epoch, at a checkpoint or behind one."""
+    """KilledError in the first or the second epoch, at a checkpoint or behind one."""
     config = small("logging.checkpoint_steps=2", "logging.checkpoint_freq=1", "training.clip_grad=1", "transforms.color_jitter=1")
     whole = Trainer(config)
     expected = whole.fit()
     run = Trainer(config, tmp_path, show=killed_after(steps))
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run.fit()
     if not (tmp_path / LAST).exists():
         with pytest.raises(CheckpointError, match="no such checkpoint"):
@@ -251,7 +260,9 @@ def test_checkpoint_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_checkpoint_of_another_geometry_is_refused(tmp_path: Path) -> None:
     Trainer(small("training.epochs=1"), tmp_path).fit()
     other = Trainer(small("training.epochs=1", "saccades.cmf_a=2"), tmp_path)
-    with pytest.raises(CheckpointError, match=r"another geometry: network.backbone.layers.0.conv has .*cmf_a 1,.* in it, and .*cmf_a 2,.* here"):
+    with pytest.raises(
+        CheckpointError, match=r"another geometry: network.backbone.layers.0.conv has .*cmf_a 1,.* in it, and .*cmf_a 2,.* here"
+    ):
         other.fit(resume=True)
 
 
@@ -268,7 +279,7 @@ def test_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes | 
         torch.save({"weights": torch.zeros(1)}, tmp_path / LAST)
     else:
         (tmp_path / LAST).write_bytes(content)
-    with warnings.catch_warnings(), pytest.raises(CheckpointError, match="no readable checkpoint|no checkpoint of"):
+    with warnings.catch_warnings(), pytest.raises(CheckpointError, match=r"no readable checkpoint|no checkpoint of"):
         Trainer(small(), tmp_path).fit(resume=True)
 
 
@@ -306,9 +317,9 @@ def test_impossible_configurations_are_refused(overrides: list[str], message: st
 
 
 def test_unknown_keys_are_refused() -> None:
-    with pytest.raises(ConfigError, match="did you mean training.epochs"):
+    with pytest.raises(ConfigError, match=r"did you mean training\.epochs"):
         small("training.epoch=3")
-    with pytest.raises(ConfigError, match="unknown key training.epoch"):
+    with pytest.raises(ConfigError, match=r"unknown key training\.epoch"):
         Trainer({"training": {"epoch": 3}})
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sightline.cli.console import print_files, print_table, progress_bar, tell, warn
-from sightline.errors import CheckpointError, ConfigError
+from sightline.errors import CheckpointError, ConfigError, SightlineError
 
 if TYPE_CHECKING:
     from sightline.fovea.training.loop import Trainer
@@ -55,11 +55,14 @@ def train(
     """Train a foveated network: supervised, SimCLR, VICReg or Barlow Twins, on an image folder, a torchvision dataset or shards."""
     from sightline.cli.app import _INTERRUPTED, plain_errors
 
+    try:
+        job = make_job(config, overrides or [], output, resume=resume, json=json, threads=threads)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+    except SightlineError as error:  # no Hydra
+        tell(str(error))
+        raise typer.Exit(1) from None
     with plain_errors():
-        try:
-            job = make_job(config, overrides or [], output, resume=resume, json=json, threads=threads)
-        except ConfigError as error:
-            raise typer.BadParameter(str(error)) from None
         interrupted = run(job, quiet)
     if interrupted:
         raise typer.Exit(_INTERRUPTED)

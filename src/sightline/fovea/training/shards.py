@@ -70,9 +70,7 @@ class ShardSource:
         """See `Source`. Where broken samples leave too few for an epoch, the shards are read on from the front."""
         steps = self.steps(batch_size, world)
         generator = random.Random((seed * 1_000_003 + epoch) % 2**62)
-        samples = self._samples(generator, rank, world, endless=train)
-        if train:
-            samples = self.webdataset.filters.shuffle(_BUFFER, rng=generator)(samples)
+        samples = self._again_and_again(generator, rank, world) if train else self._pass(self.shards, rank, world)
         done = 0
         while not train or done < steps:
             taken = list(itertools.islice(samples, batch_size))
@@ -82,33 +80,41 @@ class ShardSource:
                 yield Batch(torch.stack([image for image, _ in taken]), torch.tensor([label for _, label in taken], dtype=torch.int64))
             done += 1
 
-    def _samples(self, generator: random.Random, rank: int, world: int, *, endless: bool) -> Iterator[tuple[torch.Tensor, int]]:
+    def _again_and_again(self, generator: random.Random, rank: int, world: int) -> Iterator[tuple[torch.Tensor, int]]:
+        """Passes over shuffled shards, the samples of each shuffled within a buffer."""
         while True:
             shards = list(self.shards)
-            if endless:
-                generator.shuffle(shards)
-            found, number = 0, 0
-            for shard in shards:
-                for sample in self._of(shard):
-                    number += 1
-                    if number % world != rank % world:
-                        continue
+            generator.shuffle(shards)
+            found = 0
+            for sample in self.webdataset.filters.shuffle(_BUFFER, rng=generator)(self._pass(shards, rank, world)):
+                found += 1
+                yield sample
+            if not found:
+                reason = self.broken.sentence(self.name) if len(self.broken) else "the shards are empty"
+                raise MediaError(f"{self.name}: none of the {self.samples} samples can be read; {reason}")
+
+    def _pass(self, shards: list[str], rank: int, world: int) -> Iterator[tuple[torch.Tensor, int]]:
+        """One process's readable samples, in order."""
+        number = 0
+        for shard in shards:
+            for sample in self._of(shard):
+                if number % world == rank:
                     decoded = self._decoded(sample)
                     if decoded is not None:
-                        found += 1
                         yield decoded
-            if not endless:
-                return
-            if not found:
-                raise MediaError(f"{self.name}: none of the {self.samples} samples can be read; {self._first_reason()}")
+                number += 1
 
     def _of(self, shard: str) -> Iterator[dict[str, Any]]:
         def note(error: Exception) -> bool:
             self.broken.reasons[shard] = " ".join(str(error.args[0] if error.args else error).split()) or type(error).__name__
             return True  # go on behind it
 
-        pipeline = self.webdataset.DataPipeline(self.webdataset.SimpleShardList([shard]), self.webdataset.tarfile_to_samples(handler=note))
-        yield from pipeline
+        tar = self.webdataset.tariterators
+        try:
+            with self.webdataset.gopen(shard) as stream:
+                yield from tar.group_by_keys(tar.tar_file_expander([{"url": shard, "stream": stream}], handler=note))
+        except OSError as error:
+            note(error)
 
     def _decoded(self, sample: dict[str, Any]) -> tuple[torch.Tensor, int] | None:
         name = f"{sample.get('__url__', self.name)}/{sample['__key__']}"
@@ -126,9 +132,6 @@ class ShardSource:
             self.broken.reasons[name] = f"label {label} is none of the {len(self.classes)} classes (data.num_classes)"
             return None
         return pixels, label
-
-    def _first_reason(self) -> str:
-        return self.broken.sentence(self.name) if len(self.broken) else "the shards are empty"
 
 
 def _count(shard: str) -> int:
