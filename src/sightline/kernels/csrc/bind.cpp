@@ -9,6 +9,7 @@
 
 #include <array>
 #include <cstdlib>
+#include <limits>
 #include <string>
 #include <thread>
 #include <tuple>
@@ -160,7 +161,11 @@ NB_MODULE(_native, m) {
       .def("add_depthwise", [](Program& p, int out, int in, int rows, int cols, uintptr_t weight, uintptr_t bias, int kh, int kw) {
         return p.add_depthwise(out, in, rows, cols, pointer<float>(weight), pointer<float>(bias), kh, kw);
       })
-      .def("add_max_pool", &Program::add_max_pool)
+      .def("add_knn", [](Program& p, int out, int in, int cols, uintptr_t weight, uintptr_t bias, int cout, int cells, uintptr_t cell) {
+        return p.add_knn(out, in, cols, pointer<float>(weight), pointer<float>(bias), cout, cells, pointer<int32_t>(cell));
+      })
+      .def("add_max_pool", &Program::add_max_pool, nb::arg("out"), nb::arg("source"), nb::arg("rows"), nb::arg("cols"),
+           nb::arg("empty") = -std::numeric_limits<float>::infinity())
       .def("add_weighted", [](Program& p, int out, int in, int rows, int cols, uintptr_t wy, uintptr_t wx, uintptr_t div_y, uintptr_t div_x,
                               float divisor) {
         return p.add_weighted(out, in, rows, cols, pointer<float>(wy), pointer<float>(wx), pointer<float>(div_y), pointer<float>(div_x), divisor);

@@ -1,0 +1,128 @@
+"""Networks on sensor points for tests of the engine: random tables, plain layers, a video of points.
+
+What belongs here: set-up. What does not: the layers themselves (`sightline.fovea`) and tests.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if not hasattr(torch.ops.sightline, "knn_conv"):
+
+    @torch.library.custom_op("sightline::knn_conv", mutates_args=())
+    def _knn_conv(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, cell: Tensor) -> Tensor:
+        n, c, _ = x.shape
+        cells = weight.shape[1] // c
+        here = (index >= 0).to(x.dtype)
+        taken = x[:, :, index.long().clamp(min=0)] * here  # (n, c, points, k)
+        kernel = weight.reshape(-1, c, cells)[:, :, cell.long()]  # (o, c, points, k)
+        out = torch.einsum("bcpk,ocpk->bop", taken, kernel)
+        out = out if bias is None else out + bias[:, None]
+        return (out * here.amax(1)).contiguous()
+
+    @_knn_conv.register_fake
+    def _knn_conv_shape(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, cell: Tensor) -> Tensor:
+        return x.new_empty(x.shape[0], weight.shape[0], index.shape[0])
+
+    @torch.library.custom_op("sightline::knn_pool", mutates_args=())
+    def _knn_pool(x: Tensor, index: Tensor, mode: str, weight: Tensor | None) -> Tensor:
+        taken, here = x[:, :, index.long().clamp(min=0)], index >= 0
+        if mode == "max":
+            return torch.where(here.any(1), taken.masked_fill(~here, -math.inf).amax(3), 0.0).to(x.dtype)
+        out = (taken * (here if weight is None else here * weight).to(x.dtype)).sum(3)
+        return out / here.sum(1).clamp(min=1) if mode == "avg" else out
+
+    @_knn_pool.register_fake
+    def _knn_pool_shape(x: Tensor, index: Tensor, mode: str, weight: Tensor | None) -> Tensor:
+        return x.new_empty(x.shape[0], x.shape[1], index.shape[0])
+
+
+def table(points_in: int, points_out: int, k: int, seed: int, empty: bool = False) -> Tensor:
+    """(points_out, k): neighbours on a line, some of them padding; with `empty`, the first output point has none at all."""
+    generator = torch.Generator().manual_seed(seed)
+    centre = torch.linspace(0, points_in - 1, points_out).round().long()[:, None]
+    index = centre + torch.randint(-k, k + 1, (points_out, k), generator=generator)
+    index = torch.where((index < 0) | (index >= points_in), -1, index)
+    if empty:
+        index[0] = -1
+    return index.to(torch.int32)
+
+
+class Conv(nn.Module):
+    """A convolution on points over random tables; two neighbours may meet the same part of the weight."""
+
+    def __init__(self, c: int, o: int, points_in: int, points_out: int, k: int, side: int, seed: int, **options: bool) -> None:
+        super().__init__()
+        bias, empty = options.get("bias", True), options.get("empty", False)
+        self.weight = nn.Parameter(torch.randn(o, c * side * side) / math.sqrt(c * k))
+        self.bias = nn.Parameter(torch.randn(o)) if bias else None
+        index = table(points_in, points_out, k, seed, empty)
+        cell = torch.randint(0, side * side, index.shape, generator=torch.Generator().manual_seed(seed + 1))
+        self.register_buffer("index", index, persistent=False)
+        self.register_buffer("cell", cell.to(torch.int32), persistent=False)
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.ops.sightline.knn_conv(x, self.weight, self.bias, self.index, self.cell)
+
+
+class Pool(nn.Module):
+    def __init__(self, points_in: int, points_out: int, k: int, mode: str, seed: int, empty: bool = False) -> None:
+        super().__init__()
+        index = table(points_in, points_out, k, seed, empty)
+        self.mode = mode
+        self.register_buffer("index", index, persistent=False)
+        self.register_buffer("factors", torch.rand(index.shape) if mode == "gaussian" else None, persistent=False)
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.ops.sightline.knn_pool(x, self.index, self.mode, self.factors)
+
+
+class Net(nn.Module):
+    """Points (n, c, 1, 90) or (n, c, 90) through every kind of layer on points."""
+
+    def __init__(self, pool: str = "max", empty: bool = False) -> None:
+        super().__init__()
+        self.stem = Conv(3, 12, 90, 60, 7, 3, 1, bias=False, empty=empty)
+        self.norm = nn.BatchNorm1d(12)
+        self.first = Conv(12, 12, 60, 60, 5, 2, 2)
+        self.pool = Pool(60, 24, 5, pool, 3, empty)
+        self.wide = Conv(12, 70, 24, 24, 4, 3, 4, empty=empty)
+        self.last = Pool(24, 4, 6, "avg", 5)
+        self.head = nn.Linear(70 * 4, 5)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = F.relu(self.norm(self.stem(x.flatten(2))))
+        x = F.relu(self.first(x) + x)
+        deep = F.silu(self.wide(self.pool(x)))
+        return {"points": deep, "mean": x.mean(-1), "scores": self.head(self.last(deep).flatten(1))}
+
+
+def net(pool: str = "max", empty: bool = False) -> Net:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(6)
+        model = Net(pool, empty).eval()
+        assert model.norm.running_var is not None and model.norm.running_mean is not None
+        nn.init.uniform_(model.norm.weight, 0.5, 1.5)
+        model.norm.running_var.uniform_(0.5, 1.5)
+        model.norm.running_mean.normal_()
+        nn.init.normal_(model.norm.bias)
+    return model
+
+
+def video(shape: tuple[int, ...], frames: int, seed: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Points of which a few change from frame to frame, in one batch element or in all."""
+    generator = torch.Generator().manual_seed(seed)
+    frame = torch.randn(shape, generator=generator)
+    result = [frame.to(dtype)]
+    for index in range(1, frames):
+        frame = frame.clone()
+        at = int(torch.randint(0, shape[-1] - 6, (), generator=generator))
+        image = slice(None) if index % 3 == 0 else index % shape[0]
+        frame[image, ..., at : at + 1 + index % 6] += torch.randn((), generator=generator)
+        result.append(frame.to(dtype))
+    return result
