@@ -421,7 +421,7 @@ class Stream:
         """Takes account of a frame, checks it if a check is due, and scales the thresholds; returns what the user gets."""
         control = checks.control
         assert self._executor is not None
-        held = {step.name for step in self._executor.plan.steps if step.gate} if self._global_ops == "hold" else set()
+        held = {gate.name for gate in self._gates} if self._global_ops == "hold" else set()
         if self.thresholds and not any(value for name, value in self.thresholds.items() if name not in held):
             family = checks.starting_thresholds(self._executor, frame, self.thresholds.unit)
             self.thresholds.update({name: max(value, self.thresholds[name]) for name, value in family.items()})
