@@ -124,6 +124,8 @@ int Program::add_input(int tensor) {
 
 namespace {
 
+constexpr int kFewChannels = 8;  // up to here, a layer on points is computed site by site
+
 // Panels of 4 vectors while they last, then 3s and 2s; a single vector only where there is no more. With 16 registers (all but AVX-512)
 // a block of 4 vectors spills: 2s there, and a 3 where the number is odd.
 std::vector<int> panel_widths(int vectors, int lanes) {
@@ -362,10 +364,22 @@ int Program::add_knn(int out, int in, int cols, const float* weight, const float
   const int lanes = k->lanes;
   const auto widths = panel_widths((cout + lanes - 1) / lanes, lanes);
   for (int v : widths) s.ldo += v * lanes;
-  const size_t depth = (size_t)pairs(s.cin, k->element);
-  s.weights = Aligned((size_t)s.ldo * depth * (size_t)cells + 64);
   s.bias = Aligned((size_t)s.ldo + 64);
   if (bias) std::copy(bias, bias + cout, s.bias.data);
+  s.by_site = s.cin <= kFewChannels;
+  const size_t depth = (size_t)pairs(s.cin, k->element);
+  s.weights = Aligned((size_t)s.ldo * (s.by_site ? (size_t)s.cin : depth) * (size_t)cells + 64);
+  if (s.by_site) {
+    for (int part = 0; part < cells; ++part)
+      for (int ci = 0; ci < s.cin; ++ci)
+        for (int co = 0; co < cout; ++co) {
+          const float value = weight[((size_t)co * s.cin + (size_t)ci) * (size_t)cells + (size_t)part];
+          const size_t place = ((size_t)part * s.cin + (size_t)ci) * (size_t)s.ldo + (size_t)co;
+          if (k->element == 4) s.weights.data[place] = value;
+          else reinterpret_cast<uint16_t*>(s.weights.data)[place] = to_bfloat16(value);
+        }
+    return (int)steps.size() - 1;
+  }
   s.phases.emplace_back();
   size_t at = 0;
   int c0 = 0;

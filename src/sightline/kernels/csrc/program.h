@@ -109,9 +109,11 @@ struct Step {
   std::vector<float> wy, wx, div_y, div_x;
   float divisor = 0;
   float normalize = -1;  // pointwise: of each pixel first subtract its mean over channels and divide by sqrt(variance + this); < 0: not
-  // k nearest neighbours: part of the weights that each tap of the columns' axis meets; a panel's parts lie one after the other
+  // k nearest neighbours: part of the weights that each tap of the columns' axis meets. A panel's parts lie one after the other; by_site,
+  // there are no panels but a row of ldo elements of the maps for every part and input channel.
   std::vector<int32_t> cell;
   int cells = 0;
+  bool by_site = false;
   // A block: this step computes the maps of one or two steps before it as it goes, and they are not held.
   int expand = -1;     // step whose map the depthwise convolution reads
   int depthwise = -1;  // step whose map this convolution reads; -1 where this step is the depthwise convolution itself
@@ -247,6 +249,7 @@ class State {
     SiteList list, expand_list, places;
     // of layers on points: which row each tap belongs to, taps by part of the weights
     std::vector<int32_t> owners, starts;
+    std::vector<float> factors;
     float* row_space(size_t floats);
   };
   struct Block;
@@ -284,6 +287,7 @@ class State {
   void block_depthwise(const Block& b, const Site* list, int n, int place, int image, int c0, Scratch& w);
   void run_knn(int step);
   void knn_rows(const Step& s, const Site* list, int count, float* rows, Scratch& w) const;
+  void knn_rows_by_site(const Step& s, const Site* list, int count, float* rows, Scratch& w) const;
   void run_windows(int step);
   void run_elementwise(int step);
   void run_gather(int step);

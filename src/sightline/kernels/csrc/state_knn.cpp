@@ -1,5 +1,6 @@
 // Layers on points without a grid (k nearest neighbours): every output point has taps of its own, and each tap meets its own part of the
-// weights. Taps are taken part by part, so that a part is read once for all points that meet it.
+// weights. Taps are taken part by part, so that a part is read once for all points that meet it; where inputs have few channels, point by
+// point: the weights of a whole layer stay in cache then, and a product is too short to be worth fetching its row.
 #include <algorithm>
 #include <cstring>
 
@@ -64,6 +65,46 @@ void State::knn_rows(const Step& s, const Site* list, int count, float* rows, Sc
   }
 }
 
+// The same point by point: weights are what is summed, and the inputs their factors. Products are added up in short lines, so that several
+// of them are under way at a time.
+void State::knn_rows_by_site(const Step& s, const Site* list, int count, float* rows, Scratch& w) const {
+  constexpr int kLine = 32;
+  const Link& l = s.links[0];
+  const Tensor &tin = program->tensors[(size_t)l.tensor], &tout = program->tensors[(size_t)s.out];
+  const Axis& table = program->axes[(size_t)l.cols];
+  const Kernels& k = *program->k;
+  const int64_t ld = (int64_t)tin.ld * k.element, row_bytes = (int64_t)s.ldo * k.element;
+  const Raw *base = at(l.tensor), *weights = reinterpret_cast<const Raw*>(s.weights.data);
+  const int taps = table.taps, cin = s.cin;
+  const float one = 1.0f;
+  grow(w.taps, (size_t)taps * cin + kLine);
+  grow(w.factors, (size_t)taps * cin + kLine + 64);
+  grow(w.middle, (size_t)s.ldo + 64);
+  for (int i = 0; i < count; ++i) {
+    const int32_t *index = table.index.data() + (size_t)list[i].x * taps, *cell = s.cell.data() + (size_t)list[i].x * taps;
+    const Raw* image = base + (int64_t)(list[i].index / tout.w) * tin.w * ld;
+    float* row = rows + (int64_t)i * s.ldo;
+    int n = 0;
+    for (int j = 0; j < taps; ++j) {
+      if (index[j] < 0) continue;
+      const Raw *x = image + index[j] * ld, *part = weights + cell[j] * cin * row_bytes;
+      for (int c = 0; c < cin; ++c, ++n) {
+        w.taps[(size_t)n] = part + c * row_bytes;
+        w.factors[(size_t)n] = value(x + c * k.element);
+      }
+    }
+    if (!n) {
+      std::memset(row, 0, sizeof(float) * (size_t)s.ldo);
+      continue;
+    }
+    std::memcpy(row, s.bias.data, sizeof(float) * (size_t)s.ldo);
+    for (int from = 0; from < n; from += kLine) {
+      k.weighted_pixel(w.taps.data() + from, 1, std::min(kLine, n - from), &one, w.factors.data() + from, 1.0f, w.middle.data, s.ldo);
+      program->planar->add_row(w.middle.data, row, s.ldo);
+    }
+  }
+}
+
 void State::run_knn(int step) {
   const Step& s = program->steps[(size_t)step];
   list_sites(step);
@@ -78,7 +119,8 @@ void State::run_knn(int step) {
     const int from = b * block, count = std::min(block, n - from);
     float* rows = w.row_space((size_t)count * s.ldo + 64);
     grow(w.flags, (size_t)count);
-    knn_rows(s, list_.data() + from, count, rows, w);
+    if (s.by_site) knn_rows_by_site(s, list_.data() + from, count, rows, w);
+    else knn_rows(s, list_.data() + from, count, rows, w);
     finish(step, pub, rows, s.ldo, list_.data() + from, count, w.flags.data());
   };
   const int blocks = (n + block - 1) / block;
