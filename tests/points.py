@@ -29,16 +29,23 @@ if not hasattr(torch.ops.sightline, "knn_conv"):
     def _knn_conv_shape(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, cell: Tensor) -> Tensor:
         return x.new_empty(x.shape[0], weight.shape[0], index.shape[0])
 
-    @torch.library.custom_op("sightline::knn_pool", mutates_args=())
-    def _knn_pool(x: Tensor, index: Tensor, mode: str, weight: Tensor | None) -> Tensor:
+    @torch.library.custom_op("sightline::knn_max_pool", mutates_args=())
+    def _knn_max_pool(x: Tensor, index: Tensor) -> Tensor:
         taken, here = x[:, :, index.long().clamp(min=0)], index >= 0
-        if mode == "max":
-            return torch.where(here.any(1), taken.masked_fill(~here, -math.inf).amax(3), 0.0).to(x.dtype)
-        out = (taken * (here if weight is None else here * weight).to(x.dtype)).sum(3)
-        return out / here.sum(1).clamp(min=1) if mode == "avg" else out
+        return torch.where(here.any(1), taken.masked_fill(~here, -math.inf).amax(3), 0.0).to(x.dtype)
 
-    @_knn_pool.register_fake
-    def _knn_pool_shape(x: Tensor, index: Tensor, mode: str, weight: Tensor | None) -> Tensor:
+    @torch.library.custom_op("sightline::knn_sum_pool", mutates_args=())
+    def _knn_sum_pool(x: Tensor, index: Tensor, weights: Tensor | None, mean: bool) -> Tensor:
+        taken, here = x[:, :, index.long().clamp(min=0)], index >= 0
+        out = (taken * (here if weights is None else here * weights).to(x.dtype)).sum(3)
+        return out / here.sum(1).clamp(min=1) if mean else out
+
+    @_knn_max_pool.register_fake
+    def _knn_max_pool_shape(x: Tensor, index: Tensor) -> Tensor:
+        return x.new_empty(x.shape[0], x.shape[1], index.shape[0])
+
+    @_knn_sum_pool.register_fake
+    def _knn_sum_pool_shape(x: Tensor, index: Tensor, weights: Tensor | None, mean: bool) -> Tensor:
         return x.new_empty(x.shape[0], x.shape[1], index.shape[0])
 
 
@@ -79,7 +86,33 @@ class Pool(nn.Module):
         self.register_buffer("factors", torch.rand(index.shape) if mode == "gaussian" else None, persistent=False)
 
     def forward(self, x: Tensor) -> Any:
-        return torch.ops.sightline.knn_pool(x, self.index, self.mode, self.factors)
+        if self.mode == "max":
+            return torch.ops.sightline.knn_max_pool(x, self.index)
+        return torch.ops.sightline.knn_sum_pool(x, self.index, self.factors, self.mode == "avg")
+
+
+class NodeMajorNorm(nn.BatchNorm1d):
+    """Batch norm that works on points as pixels of one row, and the linear layer and norm that work on the last axis."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, count = x.shape
+        pixels = x.permute(2, 0, 1).contiguous().view(1, count * n, 1, c).permute(0, 3, 1, 2)
+        rows = F.relu(super().forward(pixels)).permute(0, 2, 3, 1).reshape(count, n, c)
+        return rows.permute(1, 2, 0)
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
+        pass
+
+
+class Rows(nn.Module):
+    """A norm and a linear layer over the channels of each point."""
+
+    def __init__(self, c: int, o: int) -> None:
+        super().__init__()
+        self.norm, self.mix = nn.LayerNorm(c), nn.Linear(c, o)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.mix(self.norm(x.permute(2, 0, 1).contiguous()))).permute(1, 2, 0)
 
 
 class Net(nn.Module):

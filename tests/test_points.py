@@ -145,6 +145,30 @@ def test_other_ops_on_points_run_densely_and_stay_exact(backend: Backend) -> Non
     assert 0 < stream.stats.last.density["first"] < 0.5
 
 
+class Orders(nn.Module):
+    """What lies between layers works on points in other orders of their axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = points.Conv(3, 8, 40, 30, 4, 2, 1), points.Conv(12, 4, 30, 20, 4, 2, 2)
+        self.norm, self.rows = points.NodeMajorNorm(8), points.Rows(8, 12)
+        nn.init.normal_(self.norm.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.rows(self.norm(self.first(x.squeeze(2)))))
+
+
+@both_executors
+def test_norms_and_linear_layers_follow_in_whichever_order_of_axes(backend: Backend) -> None:
+    model = Orders().eval()
+    stream = sl.stream(model, backend=backend.name)
+    for frame in points.video((2, 3, 1, 40), 4, 7):
+        assert_equals_dense(stream(frame), model, frame)
+    ops = [step.head.op for step in executor_of(stream).plan.steps]
+    assert ops == ["input", "knn_conv", "channel_norm", "conv2d", "knn_conv", "torch"]
+    assert 0 < stream.stats.last.density["rows.mix"] < 0.6
+
+
 @given(st.integers(0, 2**31), st.floats(0.02, 1.0))
 def test_sites_are_those_that_read_what_changed(seed: int, share: float) -> None:
     """On random tables and changes, natively (few changes go another way than many) and by the footprint."""

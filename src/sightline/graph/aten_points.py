@@ -12,7 +12,7 @@ from torch import Tensor
 from sightline.graph.aten_base import Call, Emitter, Value, aten
 from sightline.graph.ir import Node
 
-OPERATORS = frozenset({"sightline::knn_conv", "sightline::knn_pool"})
+OPERATORS = frozenset({"sightline::knn_conv", "sightline::knn_max_pool", "sightline::knn_sum_pool"})
 """Qualified names of the operators outside ATen that have canonical ops."""
 
 
@@ -34,9 +34,10 @@ def _knn_conv(e: Emitter, call: Call) -> Value:
     return e.emit("knn_conv", [x], call.result, weight=weight, bias=bias, index=index, cell=cell)
 
 
-@aten("knn_pool")
+@aten("knn_max_pool", "knn_sum_pool")
 def _knn_pool(e: Emitter, call: Call) -> Value:
-    x, index, weight = call["x"], _table(call["index"]), call.get("weight")
+    x, index, weight = call["x"], _table(call["index"]), call.get("weights")
     if not isinstance(x, Node) or index is None or (weight is not None and not isinstance(weight, Tensor)):
         return None
-    return e.emit("knn_pool", [x], call.result, index=index, mode=str(call["mode"]), weight=weight)
+    mode = "max" if call.name == "knn_max_pool" else "avg" if call["mean"] else "sum"
+    return e.emit("knn_pool", [x], call.result, index=index, mode=mode, weight=weight)

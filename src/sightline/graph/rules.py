@@ -253,12 +253,13 @@ def on_points(node: Node, x: Tensor, index: Tensor, cell: Tensor | None, weight:
         (n, o, points).
     """
     index = index.to(x.device)
+    ops, result = torch.ops.sightline, x
     if node.op == "knn_pool":
-        pooled: Tensor = torch.ops.sightline.knn_pool(x, index, node.attrs["mode"], _cast(weight, x))
-        return pooled
-    assert cell is not None
-    kernel, bias = _cast(node.attrs["weight"], x), _cast(node.attrs["bias"], x)
-    result: Tensor = torch.ops.sightline.knn_conv(x, kernel, bias, index, cell.to(x.device))
+        mode = node.attrs["mode"]
+        result = ops.knn_max_pool(x, index) if mode == "max" else ops.knn_sum_pool(x, index, _cast(weight, x), mode == "avg")
+    else:
+        assert cell is not None
+        result = ops.knn_conv(x, _cast(node.attrs["weight"], x), _cast(node.attrs["bias"], x), index, cell.to(x.device))
     return result
 
 
