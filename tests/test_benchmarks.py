@@ -180,6 +180,23 @@ def test_gates_quick(tmp_path: Path, shared_data: Path) -> None:
     assert shared_data.is_dir()
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("native")
+def test_camera_quick(tmp_path: Path, shared_data: Path) -> None:
+    pytest.importorskip("av", reason="decodes the clips")
+    cases = {case["case"]: case for case in quick("bench_camera.py", tmp_path, "--only", "hall")["cases"]}
+    assert set(cases) == {"budget: faces, hall", "flicker: faces, hall", "noise: faces, hall"}
+    shares = {row["contestant"]: row["macs_share"] for row in cases["flicker: faces, hall"]["rows"]}
+    assert shares["flicker, exposure"] < shares["flicker"] <= 1
+    assert cases["budget: faces, hall"]["rows"][0]["error_noise_units"] > 0
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table:sensornoise -->\n<!-- /table -->\n")
+    (tmp_path / "result.json").rename(tmp_path / "camera-1.json")
+    assert run("render_tables.py", "--results", str(tmp_path), str(page)).returncode == 0
+    assert "| noise: faces, hall | temporal |" in page.read_text()
+    assert shared_data.is_dir()
+
+
 def test_tables_of_the_sweep(tmp_path: Path) -> None:
     """Rows of scripts/sweep_models.py as a result file, and the tables drawn from it."""
     ok = {

@@ -344,7 +344,8 @@ class SensorGrid:
         return hash(self.key)
 
     def __repr__(self) -> str:
-        return f"SensorGrid(length={len(self)}, fov={self.fov}, cmf_a={self.cmf_a}, resolution={self.resolution}, style={self.style})"
+        name, n = type(self).__name__, len(self)
+        return f"{name}(length={n}, fov={self.fov}, cmf_a={self.cmf_a}, resolution={self.resolution}, style={self.style})"
 
 
 def _one_of(name: str, value: str, allowed: Iterable[str]) -> None:
