@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
+from sightline.fovea.buffers import PreciseBuffers
 from sightline.fovea.sampling import sample
 from sightline.fovea.sensor import SensorGrid
 
@@ -46,7 +46,7 @@ def nearest_points(inner: SensorGrid, outer: SensorGrid, k: int) -> tuple[torch.
     return torch.cat(indices), torch.cat(distances)
 
 
-class PoolingSampler(nn.Module):
+class PoolingSampler(PreciseBuffers):
     """Means over the nearest points of a denser sensor, which are read from the nearest pixels.
 
     Args:
