@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline import kernels
 from sightline.errors import ShapeError
 from sightline.fovea.sensor import SensorGrid
 
@@ -163,6 +164,14 @@ def nearest(source: Points, target: Points, k: int, space: Space = True, ties: T
 def _search(candidates: Tensor, queries: Tensor, k: int, wraps: bool) -> tuple[Tensor, Tensor]:
     """Exact distances in float64, rounded to 20 binary digits; then the smaller index."""
     candidates, queries = candidates.double().contiguous(), queries.double().contiguous()
+    module = kernels.native()
+    if module is not None and not wraps:
+        index = torch.empty(len(queries), k, dtype=torch.int64)
+        distance = torch.empty(len(queries), k, dtype=torch.float64)
+        kernels.apply_num_threads()
+        sizes = (len(candidates), len(queries), candidates.shape[1], k)
+        module.knn_search(sizes, candidates.data_ptr(), queries.data_ptr(), index.data_ptr(), distance.data_ptr())
+        return index, distance
     return search_in_torch(candidates, queries, k, wraps)
 
 

@@ -81,18 +81,6 @@ def _check_conv(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, c
         _check_same("bias", bias, x, (weight.shape[0],))
 
 
-def check_range(index: Tensor, cell: Tensor | None, nodes: int, cells: int) -> None:
-    """Checks the values of tables; operators trust theirs, so that no device is made to wait.
-
-    Raises:
-        ShapeError: an index or a cell that does not exist.
-    """
-    if index.numel() and (int(index.min()) < -1 or int(index.max()) >= nodes):
-        raise ShapeError(f"index: expected -1 (padding) to {nodes - 1}, got {int(index.min())} to {int(index.max())}")
-    if cell is not None and cell.numel() and (int(cell.min()) < 0 or int(cell.max()) >= cells):
-        raise ShapeError(f"cell: expected 0 to {cells - 1}, got {int(cell.min())} to {int(cell.max())}")
-
-
 # -- convolution ----------------------------------------------------------------------------------------------------------------------
 
 

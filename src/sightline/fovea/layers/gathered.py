@@ -132,13 +132,13 @@ def _rows(x: Tensor, source: Tensor) -> Tensor:
 
 
 def max_pool(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Maxima of neighbours and the slots that hold them first, (N_out, B, C) each; NaN wins; nodes without inputs are zero."""
+    """Maxima of neighbours and the slots that hold them first, (N_out, B, C) each; NaN wins (the last one); nodes without inputs are zero."""
     out = x.new_full((len(index), *x.shape[1:]), -torch.inf)
     best = torch.zeros(out.shape, dtype=torch.int64, device=x.device)
     for slot in range(index.shape[1]):
         source = index[:, slot]
         value = torch.where((source >= 0)[:, None, None], x[source.clamp_min(0).long()], out.new_full((), -torch.inf))
-        better = (value > out) | (value.isnan() & ~out.isnan())
+        better = (value > out) | value.isnan()
         out, best = torch.where(better, value, out), best.masked_fill(better, slot)
     # a node whose inputs are all -inf has chosen none: its first neighbour that is not padding holds the maximum
     first = (index >= 0).to(torch.int8).argmax(1)[:, None, None]

@@ -23,6 +23,7 @@ using namespace sightline;
 
 namespace sightline {
 void bind_camera(nb::module_& m);  // bind_camera.cpp
+void bind_knn(nb::module_& m);     // bind_knn.cpp
 }
 
 namespace {
@@ -254,4 +255,5 @@ NB_MODULE(_native, m) {
 
   bind_eager(m);
   bind_camera(m);
+  bind_knn(m);
 }
