@@ -1,0 +1,467 @@
+"""`FoviNet`: a retina, a policy that says where to look, a network, and a classifier that puts fixations together.
+
+What belongs here: the whole. Its parts have files of their own; what a configuration may say is in `sightline.fovea.config`.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from sightline.errors import CheckpointError, ConfigError, ShapeError
+from sightline.fovea.config.schema import Section, plain, settings
+from sightline.fovea.layers.base import KNNLayer
+from sightline.fovea.layers.weights import geometry_of
+from sightline.fovea.networks.ladder import Ladder
+from sightline.fovea.networks.registry import ARCHITECTURES, ArchitectureRegistry
+from sightline.fovea.policies import POLICIES, PolicyRegistry
+from sightline.fovea.probes import FoviNetProbe
+from sightline.fovea.retina import RetinalTransform
+from sightline.fovea.saccades.base import SaccadePolicy
+from sightline.fovea.sensor import SensorGrid
+
+_Device = torch.device | str | None
+_SAMPLERS = {"grid_nn": "nearest", "grid_bilinear": "bilinear"}
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class IdentityRetina(nn.Module):
+    """For controls that see the whole image: every fixation is the image.
+
+    Args:
+        fixation_size: kept for policies; nothing is cut out.
+    """
+
+    def __init__(self, fixation_size: float | Sequence[float]) -> None:
+        super().__init__()
+        self.fixation_size = fixation_size
+
+    @property
+    def default_size(self) -> tuple[float, float]:
+        """Height and width that policies work with."""
+        size = self.fixation_size
+        height, width = (size, size) if isinstance(size, int | float) else size
+        return float(height), float(width)
+
+    def forward(self, images: Tensor, fixations: Any = None, sizes: Any = None) -> Tensor:
+        """(B, C, H, W), or (B, F, C, H, W) for fixations (B, F, 2); uint8 is divided by 255."""
+        del sizes
+        images = images / 255.0 if images.dtype == torch.uint8 else images
+        if isinstance(fixations, Tensor) and fixations.ndim == 3:
+            return images[:, None].expand(-1, fixations.shape[1], -1, -1, -1)
+        return images
+
+
+class FoviNet(nn.Module):
+    """A network that looks: glimpses of an image, features of each, and one answer for all of them.
+
+    All fixations of a batch go through the network as one batch.
+
+    Args:
+        cfg: a configuration, from `sightline.fovea.config.compose`, from Hydra, or nested mappings with some of the keys of the packaged
+            ``default.yaml``. It is not changed. Without ``saccades.field_geometry`` the geometry is "legacy", as fovi's checkpoints without
+            that key need, and a UserWarning says so.
+        device: of everything; default: the CPU.
+        dtype: of parameters.
+
+    Attributes:
+        network: `BackboneProjectorWrapper`; ``network.backbone`` is the network on the sensor.
+        retinal_transform: what looks. Its sensor is the backbone's.
+        sup_fixator, ssl_fixator: policies for supervised and for self-supervised training (the second perhaps None).
+        head: `FoviNetProbe`, or None with ``saccades.fix_agg: null``.
+        settings: the configuration with all defaults, and with the field of view after ``saccades.rescale_fov``.
+        mlp_spec: sizes of the layer outputs, joined by hyphens.
+        num_coords: points on each sensor, see `get_num_coords`.
+
+    Raises:
+        ConfigError: unknown keys or names (the nearest one is given), values that cannot be.
+
+    Cost: building one for 64 x 64 samples takes a fraction of a second; forward is what its network costs, times fixations.
+    Source: fovi (Blauch, Alvarez and Konkle 2026); names and shapes of parameters are that library's.
+
+    Example:
+        >>> from sightline.fovea.config import compose
+        >>> small = ["saccades.resize_size=16", "model.channel_mult=0.1", "model.mlp=32-32", "data.num_classes=5"]
+        >>> net = FoviNet(compose("fovi_alexnet", small)).eval()
+        >>> scores, outputs, seen = net(torch.rand(2, 3, 64, 64), n_fixations=3)
+        >>> scores.shape, outputs[-1].shape, seen.shape
+        (torch.Size([2, 5]), torch.Size([2, 3, 32]), torch.Size([2, 3, 3, 230]))
+    """
+
+    architectures: ClassVar[ArchitectureRegistry] = ARCHITECTURES
+    policies: ClassVar[PolicyRegistry] = POLICIES
+    probe_class: ClassVar[type[FoviNetProbe]] = FoviNetProbe
+    sensor_class: ClassVar[Any] = SensorGrid
+
+    def __init__(self, cfg: Any, device: _Device = None, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.settings = see = with_field_of_view(_with_geometry(cfg))
+        self.network = type(self).architectures.get(see.model.arch)(see, device=device)
+        self.retinal_transform = self.make_retina(see)
+        self.default_setting = "supervised" if see.training.loss == "supervised" else "ssl"
+        self.ssl_fixator = self._policy(see.saccades.ssl_policy)
+        self.sup_fixator = self._policy(see.saccades.sup_policy)
+        sizes = self._sizes(see)
+        self.repr_size, self.num_features = sizes[0], sizes[-1]
+        self.mlp_spec = "-".join(map(str, sizes))
+        self.head: FoviNetProbe | None = None
+        if see.saccades.fix_agg is not None:
+            self.head = type(self).probe_class(sizes[-1], see.saccades.fix_agg, see.data.num_classes, see.model.dropout)
+        self.to(device=device, dtype=dtype)
+        self.total_embed_dim = sizes[0]
+        self.num_coords = self.get_num_coords()
+        self.generator: torch.Generator | None = None
+        if see.saccades.seed is not None:
+            self.generator = torch.Generator().manual_seed(int(see.saccades.seed))
+
+    # ------------------------------------------------------------------------------------------------ parts
+    def make_retina(self, see: Section) -> nn.Module:
+        """What looks, for a configuration; its sensor is the one that the network's first layer reads.
+
+        Raises:
+            ConfigError: a foveated network on a grid, or a dense one on points.
+        """
+        backbone = getattr(self.network, "backbone", self.network)
+        sensor = getattr(backbone, "in_coords", None)
+        mode = see.saccades.mode
+        if mode is None:
+            if sensor is not None:
+                raise ConfigError(f"model.arch {see.model.arch} reads a sensor: saccades.mode must not be null")
+            return IdentityRetina(see.saccades.fixation_size)
+        if sensor is None:
+            if not mode.endswith("_as_grid"):
+                raise ConfigError(f"model.arch {see.model.arch} reads a grid: take saccades.mode={mode}_as_grid, or a foveated network")
+            ladder = _ladder(see, type(self).sensor_class)
+            sensor = ladder.start(see.saccades.resize_size).sensor
+        elif mode.endswith("_as_grid"):
+            raise ConfigError(f"model.arch {see.model.arch} reads points: take saccades.mode={mode.removesuffix('_as_grid')}")
+        normalized = bool(see.transforms.normalize) and see.model.in_channels == 3
+        return RetinalTransform(
+            sensor,
+            sampler=_SAMPLERS.get(see.saccades.sampler, see.saccades.sampler),
+            fixation_size=see.saccades.fixation_size,
+            color_sigma=see.saccades.color_sigma,
+            color_mean=IMAGENET_MEAN if normalized else None,
+            color_std=IMAGENET_STD if normalized else None,
+            gray_in_eval=bool(see.validation.no_color),
+        )
+
+    def _policy(self, name: str | None) -> SaccadePolicy | None:
+        return None if name is None else type(self).policies.get(name)(self)
+
+    def _sizes(self, see: Section) -> list[int]:
+        """Features of the backbone and of each of the projector's blocks."""
+        features = getattr(getattr(self.network, "backbone", None), "total_embed_dim", None)
+        if features is not None:
+            widths = [int(width) for width in str(see.model.mlp).split("-")] if see.model.mlp else []
+            return [int(features), *widths]
+        # A network of the user's own: one small batch tells, and makes its lazy layers.
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            side = see.saccades.fixation_size
+            height, width = side if isinstance(side, Sequence) else (side, side)
+            samples = self.retinal_transform(torch.rand(2, see.model.in_channels, int(height), int(width)))
+            _, outputs = self.network(samples, return_layer_outputs=True)
+        self.train(training)
+        return [output.flatten(1).shape[1] for output in outputs]
+
+    # ---------------------------------------------------------------------------------------------- running
+    def forward(
+        self,
+        images: Tensor,
+        n_fixations: int | None = None,
+        fixations: Any = None,
+        *,
+        setting: str | None = None,
+        fixation_size: Any = None,
+        area_range: Any = None,
+        do_postproc: bool = True,
+        fixated_inputs: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Look at images and answer.
+
+        Args:
+            images: (B, C, H, W), uint8 or floating; with ``fixated_inputs`` samples (B, F, C, N).
+            n_fixations: how often to look; default: the policy's number.
+            fixations: where to look instead of asking the policy: (B, F, 2) or a list of F pairs or (B, 2), rows and columns in [0, 1].
+            setting: "supervised" or "ssl"; default: by ``training.loss``.
+            fixation_size: pixels that the field of view covers, instead of the policy's sizes.
+            area_range: share of the image that it covers, or a range to draw it from.
+            do_postproc: False: return embeddings and not the head's answer.
+            fixated_inputs: ``images`` are samples that a retina returned.
+            generator: of the policy's random numbers; default: the network's own (``saccades.seed``), else torch's.
+
+        Returns:
+            The head's answer (B, classes): logits, or in evaluation with ``fix_agg: mean`` probabilities; embeddings (B, F, D) in the
+            setting "ssl" and without ``do_postproc``. Then a list of layer outputs (B, F, d), detached: the backbone's features first,
+            then each block of the projector. Then the samples (B, F, C, N).
+
+        Raises:
+            ShapeError: images or samples of another shape.
+            ValueError: fixations that are NaN or outside the image.
+            ConfigError: an unknown setting, or one without a policy.
+        """
+        setting = setting or self.default_setting
+        if setting not in {"supervised", "ssl"}:
+            raise ConfigError(f'setting must be "supervised" or "ssl", not {setting!r}')
+        if fixated_inputs:
+            samples = images
+        else:
+            policy = self.sup_fixator if setting == "supervised" else self.ssl_fixator
+            if policy is None:
+                key = "sup_policy" if setting == "supervised" else "ssl_policy"
+                raise ConfigError(f"there is no policy for the setting {setting}: set saccades.{key}")
+            samples = policy(
+                images, n_fixations=n_fixations, fixations=fixations, generator=generator or self.generator, model=self,
+                fixation_size=fixation_size, area_range=area_range,
+            ).samples  # fmt: skip
+        embeddings, outputs = self.encode(samples, ssl=setting == "ssl")
+        if setting == "supervised" and do_postproc and self.head is not None:
+            return self.head(embeddings), outputs, samples
+        return embeddings, outputs, samples
+
+    def encode(self, samples: Tensor, *, ssl: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """Embeddings of samples, all fixations in one batch.
+
+        Args:
+            samples: (B, F, C, N), or (B, F, C, side, side) for a dense control.
+            ssl: use the projector of self-supervised training.
+
+        Returns:
+            Embeddings (B, F, D), and a list of layer outputs (B, F, d), detached.
+
+        Raises:
+            ShapeError: samples of another shape.
+        """
+        if samples.ndim not in {4, 5} or (samples.ndim == 5) != (getattr(self._backbone, "in_coords", None) is None):
+            kind = "(B, F, C, side, side)" if getattr(self._backbone, "in_coords", None) is None else "(B, F, C, N)"
+            raise ShapeError(f"this network takes samples {kind}, not {tuple(samples.shape)}; give images without fixated_inputs")
+        batch, glances = samples.shape[:2]
+        # Of samples that are node-major in memory this is a view, so nothing is copied.
+        embeddings, outputs = self.network(samples.flatten(0, 1), return_layer_outputs=True, **({"ssl": True} if ssl else {}))
+        shape = (batch, glances)
+        return embeddings.unflatten(0, shape), [output.unflatten(0, shape) for output in outputs]
+
+    @property
+    def _backbone(self) -> nn.Module:
+        return cast(nn.Module, getattr(self.network, "backbone", self.network))
+
+    # ------------------------------------------------------------------------------------------- looking in
+    def list_available_layers(self) -> list[str]:
+        """Names that `get_activations` knows: modules of ``network``, and of ``head`` behind ``head.``."""
+        names = [name for name, _ in self.network.named_modules() if name]
+        return names + ([f"head.{name}" for name, _ in self.head.named_modules() if name] if self.head is not None else [])
+
+    def find_layer(self, name: str) -> tuple[str, nn.Module]:
+        """A module by its name in ``network``, or by the end of it.
+
+        Raises:
+            ConfigError: there is none, or several; some names are given.
+        """
+        modules = dict(self.network.named_modules())
+        if self.head is not None:
+            modules |= {f"head.{inner}": module for inner, module in self.head.named_modules() if inner}
+        name = name.removeprefix("network.")
+        if name in modules:
+            return name, modules[name]
+        found = [candidate for candidate in modules if candidate.endswith(f".{name}")]
+        if len(found) != 1:
+            which = f"several layers end with it: {', '.join(found[:5])}" if found else "list_available_layers() lists them"
+            raise ConfigError(f"the network has no layer {name!r}: {which}" if not found else f"the layer {name!r} is not clear: {which}")
+        return found[0], modules[found[0]]
+
+    @torch.no_grad()
+    def get_activations(
+        self, inputs: Tensor, layer_names: Sequence[str], setting: str = "supervised", **options: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What some layers return, for every fixation, in evaluation mode.
+
+        Args:
+            inputs: images (B, C, H, W).
+            layer_names: names in ``network``, or the ends of them ("fc_block_6", "backbone.layers.0.conv").
+            setting: as in `forward`.
+            options: further arguments of `forward`.
+
+        Returns:
+            What `forward` returns first, and a mapping from the given names to (B, F, ...): (B, F, channels, nodes) for layers on sensors
+            ((B, F, channels) where there is one node), (B, F, d) for layers on vectors.
+
+        Raises:
+            ConfigError: an unknown name.
+        """
+        caught: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Any:
+            def hook(module: nn.Module, args: Any, output: Any) -> None:
+                del module, args
+                caught[name] = (output[0] if isinstance(output, tuple) else output).detach()
+
+            return hook
+
+        layers = [(name, self.find_layer(name)[1]) for name in layer_names]
+        training = self.training
+        handles = [layer.register_forward_hook(keep(name)) for name, layer in layers]
+        self.eval()
+        try:
+            result, _, samples = self.forward(inputs, setting=setting, **options)
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.train(training)
+        shape = tuple(samples.shape[:2])
+        activations = {}
+        for name in layer_names:
+            if name not in caught:
+                raise ConfigError(f"the layer {name!r} did not run in the setting {setting}")
+            values = caught[name]
+            values = values if values.shape[:2] == shape and name.startswith("head.") else values.unflatten(0, shape)
+            activations[name] = values.squeeze(-1) if values.ndim == 4 and values.shape[-1] == 1 else values
+        return result, activations
+
+    def list_knn_layers(self) -> dict[str, KNNLayer]:
+        """The layers on sensors, by their names in ``network``, in order."""
+        return {name: module for name, module in self.network.named_modules() if isinstance(module, KNNLayer)}
+
+    def get_num_coords(self) -> list[int] | None:
+        """Points on the first sensor, then on the sensor behind each layer; None for a dense network."""
+        layers = list(self.list_knn_layers().values())
+        return [len(layers[0].in_coords), *(len(layer.out_coords) for layer in layers)] if layers else None
+
+    def geometry(self) -> dict[str, str]:
+        """The sensors of each layer, in words; what `load_state_dict` compares and messages name."""
+        return geometry_of(self.network)
+
+    # ---------------------------------------------------------------------------------------------- weights
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights of this network, of fovi's or of our own training.
+
+        Args:
+            state_dict: names and shapes as in `state_dict`; "module." in front of names is removed.
+            strict: every parameter must be there, and none may be left over.
+            assign: as in ``nn.Module.load_state_dict``.
+
+        Raises:
+            CheckpointError: weights of another geometry or architecture; the first difference is named.
+        """
+        given = {name.removeprefix("module."): value for name, value in state_dict.items()}
+        ours = self.state_dict()
+        for name in ours.keys() & given.keys():
+            if tuple(ours[name].shape) != tuple(given[name].shape):
+                raise CheckpointError(self._other_shape(name, tuple(given[name].shape), tuple(ours[name].shape)))
+        missing, unknown = sorted(ours.keys() - given.keys()), sorted(given.keys() - ours.keys())
+        if strict and (missing or unknown):
+            lists = (("lacks", missing), ("has the unknown", unknown))
+            parts = " and ".join(f"{what} {names[0]} and {len(names) - 1} more" for what, names in lists if names)
+            raise CheckpointError(f"the checkpoint {parts}: it is of another architecture than {self.settings.model.arch}")
+        return super().load_state_dict(given, strict=strict, assign=assign)
+
+    def _other_shape(self, name: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> str:
+        layer_name = name.removeprefix("network.").rpartition(".")[0]
+        layer = self.list_knn_layers().get(layer_name)
+        text = f"the checkpoint is of another geometry or architecture: {name} has the shape {theirs} in it and {ours} here"
+        if layer is None or len(theirs) != 2:
+            return text
+        channels = getattr(layer, "in_channels", 1)
+        cells = theirs[1] // channels
+        return f"{text}; its kernel has {cells} cells, and this network has {geometry_of(layer)['']}"
+
+
+def _with_geometry(cfg: Any) -> Section:
+    given = plain(cfg)
+    saccades = given.get("saccades")
+    if isinstance(saccades, Mapping) and "field_geometry" not in saccades and len(saccades) > 0 and "mode" in saccades:
+        warnings.warn(
+            "saccades.field_geometry is missing: taking legacy, which fovi's checkpoints without that key were trained with; "
+            "set it to planar for new networks",
+            UserWarning,
+            stacklevel=3,
+        )
+        given = {**given, "saccades": {**saccades, "field_geometry": "legacy"}}
+    return settings(given)
+
+
+def with_field_of_view(see: Section) -> Section:
+    """A configuration whose field of view and magnification are those of one fixation.
+
+    With ``saccades.rescale_fov`` (or an automatic ``cmf_a``) a crop sees the square root of its share of the area; otherwise the field of
+    view is that of ``fixation_size`` in an image of ``training.resolution``.
+
+    Args:
+        see: complete settings; not changed.
+
+    Returns:
+        A copy with ``saccades.fov`` and ``saccades.cmf_a`` as floats.
+
+    Raises:
+        ConfigError: crops of several sizes, which have no one field of view.
+    """
+    look = Section(see.saccades)
+    automatic = look.cmf_a in {-1, "auto"}
+    side = look.fixation_size[0] if isinstance(look.fixation_size, Sequence) else look.fixation_size
+    fov, cmf_a = float(look.fov), look.cmf_a
+    if automatic or look.rescale_fov:
+        smallest, largest = look.fixation_size_min_frac, look.fixation_size_max_frac
+        if smallest != largest:
+            raise ConfigError(
+                f"saccades.rescale_fov and cmf_a: auto need crops of one size, not fixation_size_min_frac={smallest} and "
+                f"fixation_size_max_frac={largest}"
+            )
+        fraction = math.sqrt(smallest)
+        if automatic:
+            cmf_a = smallest_cmf_a(fraction * side, look.resize_size, side, fov)
+        fov *= fraction
+    else:
+        fov *= side / see.training.resolution
+    look["fov"], look["cmf_a"] = fov, None if cmf_a is None else float(cmf_a)
+    return Section({**see, "saccades": look})
+
+
+def smallest_cmf_a(fixation_size: float, output_res: int, start_res: float, fov: float) -> float:
+    """The strongest foveation at which no two rings are closer than a pixel.
+
+    Args:
+        fixation_size: pixels that the field of view covers.
+        output_res: side of the grid that the sensor is matched to; half as many rings are counted with.
+        start_res: pixels that ``fov`` covers.
+        fov: degrees.
+
+    Returns:
+        a in degrees, in [0.01, 1000].
+
+    >>> round(smallest_cmf_a(256, 64, 256, 16), 3)
+    0.763
+    """
+    rings = output_res // 2
+    if rings < 2:
+        raise ConfigError(f"cmf_a: auto needs a resolution of at least 4, not {output_res}")
+    radius = fov * fixation_size / start_res / 2
+    pixels_per_degree = fixation_size / (2 * radius)
+
+    def step(a: float) -> float:
+        # The rings next to the middle are the closest.
+        return a * math.expm1(math.log1p(radius / a) / (rings - 1)) * pixels_per_degree
+
+    low, high = math.log(0.01), math.log(1000.0)
+    # The step grows with a: halve the interval until it is a pixel.
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if step(math.exp(middle)) < 1 else (low, middle)
+    return math.exp(high)
+
+
+def _ladder(see: Section, make: Any) -> Ladder:
+    look = see.saccades
+    cmf_a = 1.0 if look.cmf_a is None else look.cmf_a  # a uniform grid has none
+    return Ladder(
+        look.fov, cmf_a, look.mode, look.field_geometry, look.fov_type, float(look.radius_norm), look.isotropic_plotting_type,
+        look.auto_match_cart_resources, look.ties, None, make,
+    )  # fmt: skip
