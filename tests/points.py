@@ -12,41 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if not hasattr(torch.ops.sightline, "knn_conv"):
-
-    @torch.library.custom_op("sightline::knn_conv", mutates_args=())
-    def _knn_conv(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, cell: Tensor) -> Tensor:
-        n, c, _ = x.shape
-        cells = weight.shape[1] // c
-        here = (index >= 0).to(x.dtype)
-        taken = x[:, :, index.long().clamp(min=0)] * here  # (n, c, points, k)
-        kernel = weight.reshape(-1, c, cells)[:, :, cell.long()]  # (o, c, points, k)
-        out = torch.einsum("bcpk,ocpk->bop", taken, kernel)
-        out = out if bias is None else out + bias[:, None]
-        return (out * here.amax(1)).contiguous()
-
-    @_knn_conv.register_fake
-    def _knn_conv_shape(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, cell: Tensor) -> Tensor:
-        return x.new_empty(x.shape[0], weight.shape[0], index.shape[0])
-
-    @torch.library.custom_op("sightline::knn_max_pool", mutates_args=())
-    def _knn_max_pool(x: Tensor, index: Tensor) -> Tensor:
-        taken, here = x[:, :, index.long().clamp(min=0)], index >= 0
-        return torch.where(here.any(1), taken.masked_fill(~here, -math.inf).amax(3), 0.0).to(x.dtype)
-
-    @torch.library.custom_op("sightline::knn_sum_pool", mutates_args=())
-    def _knn_sum_pool(x: Tensor, index: Tensor, weights: Tensor | None, mean: bool) -> Tensor:
-        taken, here = x[:, :, index.long().clamp(min=0)], index >= 0
-        out = (taken * (here if weights is None else here * weights).to(x.dtype)).sum(3)
-        return out / here.sum(1).clamp(min=1) if mean else out
-
-    @_knn_max_pool.register_fake
-    def _knn_max_pool_shape(x: Tensor, index: Tensor) -> Tensor:
-        return x.new_empty(x.shape[0], x.shape[1], index.shape[0])
-
-    @_knn_sum_pool.register_fake
-    def _knn_sum_pool_shape(x: Tensor, index: Tensor, weights: Tensor | None, mean: bool) -> Tensor:
-        return x.new_empty(x.shape[0], x.shape[1], index.shape[0])
+from sightline.fovea.layers.function import knn_conv, knn_max_pool, knn_sum_pool
 
 
 def table(points_in: int, points_out: int, k: int, seed: int, empty: bool = False) -> Tensor:
@@ -63,6 +29,9 @@ def table(points_in: int, points_out: int, k: int, seed: int, empty: bool = Fals
 class Conv(nn.Module):
     """A convolution on points over random tables; two neighbours may meet the same part of the weight."""
 
+    index: Tensor
+    cell: Tensor
+
     def __init__(self, c: int, o: int, points_in: int, points_out: int, k: int, side: int, seed: int, **options: bool) -> None:
         super().__init__()
         bias, empty = options.get("bias", True), options.get("empty", False)
@@ -74,7 +43,7 @@ class Conv(nn.Module):
         self.register_buffer("cell", cell.to(torch.int32), persistent=False)
 
     def forward(self, x: Tensor) -> Any:
-        return torch.ops.sightline.knn_conv(x, self.weight, self.bias, self.index, self.cell)
+        return knn_conv(x, self.weight, self.bias, self.index, self.cell)
 
 
 class Pool(nn.Module):
@@ -87,8 +56,8 @@ class Pool(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         if self.mode == "max":
-            return torch.ops.sightline.knn_max_pool(x, self.index)
-        return torch.ops.sightline.knn_sum_pool(x, self.index, self.factors, self.mode == "avg")
+            return knn_max_pool(x, self.index)
+        return knn_sum_pool(x, self.index, self.factors, self.mode == "avg")
 
 
 class NodeMajorNorm(nn.BatchNorm1d):
@@ -100,7 +69,7 @@ class NodeMajorNorm(nn.BatchNorm1d):
         rows = F.relu(super().forward(pixels)).permute(0, 2, 3, 1).reshape(count, n, c)
         return rows.permute(1, 2, 0)
 
-    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
+    def _check_input_dim(self, input: Tensor) -> None:
         pass
 
 

@@ -1,4 +1,4 @@
-"""Streams over networks on sensor points: the laws of docs/design.md, the native layer, and the rewriting of points into maps of one row."""
+"""Streams over networks on sensor points: the laws of docs/design.md, the native layer, points as maps of one row."""
 
 from __future__ import annotations
 
@@ -155,7 +155,8 @@ class Orders(nn.Module):
         nn.init.normal_(self.norm.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.rows(self.norm(self.first(x.squeeze(2)))))
+        y: Tensor = self.second(self.rows(self.norm(self.first(x.squeeze(2)))))
+        return y
 
 
 @both_executors
@@ -182,7 +183,7 @@ def test_sites_are_those_that_read_what_changed(seed: int, share: float) -> None
     index = layer.index.numpy()
     wanted = np.where(index >= 0, changed.numpy()[:, index.clip(min=0)], False).any(2)
     for backend in ["torch", *(["native"] if kernels.native_status()["available"] else [])]:
-        stream = sl.stream(model, backend=backend)
+        stream = sl.stream(model, backend=backend, scene_cuts=False)
         stream(frame)
         stream(moved)
         assert (stream.last_sites("1")[:, 0].numpy() == wanted).all(), backend

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from sightline.fovea.retina import GridSampler, RetinalTransform
     from sightline.fovea.saccades import Glimpses, NoSaccades, RandomSaccades, SaccadePolicy
     from sightline.fovea.sensor import SensorGrid, match_resolution, num_points
+    from sightline.fovea.video import FoveaStream, stream
 
 # Public name: the module below this package that holds it.
 _HOMES = {
@@ -92,9 +93,11 @@ _HOMES = {
     "NoSaccades": "saccades",
     "RandomSaccades": "saccades",
     "SaccadePolicy": "saccades",
+    "FoveaStream": "video",
     "SensorGrid": "sensor",
     "match_resolution": "sensor",
     "num_points": "sensor",
+    "stream": "video",
 }
 
 __all__ = [
@@ -103,6 +106,7 @@ __all__ = [
     "ColorDecay",
     "DenseAlexNet",
     "DenseResNet",
+    "FoveaStream",
     "FoviNet",
     "FoviNetProbe",
     "FoviNetProbes",
@@ -144,6 +148,7 @@ __all__ = [
     "match_resolution",
     "neighbour_table",
     "num_points",
+    "stream",
 ]
 
 

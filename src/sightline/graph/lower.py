@@ -411,7 +411,7 @@ class _Lowering:
         if step.head.attrs["mode"] == "max":
             return self._done(step, self.program.add_max_pool(target, source, rows, cols, 0.0))
         weight = step.head.attrs["weight"]
-        factors = present if weight is None else np.where(present, _floats(weight), 0)
+        factors = present if weight is None else np.where(present, weight.detach().cpu().numpy(), 0)
         counts = np.maximum(present.sum(1), 1) if step.head.attrs["mode"] == "avg" else np.ones(len(present))
         one, weights, divisors = self._array([1.0]), self._array(factors), self._array(counts)
         return self._done(step, self.program.add_weighted(target, source, rows, cols, one, weights, one, divisors, 0.0))

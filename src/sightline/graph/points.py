@@ -121,7 +121,8 @@ class _Rewriting:
         if found is None:
             return False
         op, sources, attrs, form = found
-        assert node.shape is not None and sources[0].shape is not None
+        assert node.shape is not None
+        assert sources[0].shape is not None
         n, _, _, count = sources[0].shape
         count = node.shape[2] if op in _LAYERS else count
         channels = node.shape[1] if form in _CHANNELS_SECOND else node.shape[-1]
@@ -138,7 +139,7 @@ class _Rewriting:
         if not node.inputs or node.shape is None or any(i not in self.known for i in node.inputs[:1]):
             return None
         form = self.known[node.inputs[0]][1]
-        if node.dtype != node.inputs[0].dtype or any(i.op == "constant" for i in node.inputs) and node.op != "torch":
+        if node.dtype != node.inputs[0].dtype or (node.op != "torch" and any(i.op == "constant" for i in node.inputs)):
             return None
         sources = [self.known[i][0] for i in node.inputs if i in self.known and self.known[i][1] is form]
         if node.op in _ANYWHERE and (node.attrs.get("kind") != "prelu" or form in _CHANNELS_SECOND):

@@ -253,13 +253,14 @@ def on_points(node: Node, x: Tensor, index: Tensor, cell: Tensor | None, weight:
         (n, o, points).
     """
     index = index.to(x.device)
-    ops, result = torch.ops.sightline, x
-    if node.op == "knn_pool":
-        mode = node.attrs["mode"]
-        result = ops.knn_max_pool(x, index) if mode == "max" else ops.knn_sum_pool(x, index, _cast(weight, x), mode == "avg")
-    else:
-        assert cell is not None
+    ops, mode = torch.ops.sightline, node.attrs.get("mode")
+    result: Tensor
+    if cell is not None:
         result = ops.knn_conv(x, _cast(node.attrs["weight"], x), _cast(node.attrs["bias"], x), index, cell.to(x.device))
+    elif mode == "max":
+        result = ops.knn_max_pool(x, index)
+    else:
+        result = ops.knn_sum_pool(x, index, _cast(weight, x), mode == "avg")
     return result
 
 

@@ -178,6 +178,4 @@ def filter_noise(
     source: tuple[int, int, int],
     target: tuple[int, int, int],
 ) -> bool:
-    """
-    One frame through the temporal noise filter; False where it holds NaN or Inf.
-    """
+    """One frame through the temporal noise filter; False where it holds NaN or Inf."""

@@ -1,6 +1,7 @@
 """Figures for pictures of sensors: how they are made, how they look, how they are saved.
 
-What belongs here: matplotlib without global state (no pyplot, nothing is shown by itself), colours, axes in degrees. What does not: what is drawn.
+What belongs here: matplotlib without global state (no pyplot, nothing is shown by itself), colours, axes in degrees. What does not: what
+is drawn.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def picture_of(image: torch.Tensor) -> NDArray[np.float64]:
     if image.dtype != torch.uint8 and not image.is_floating_point():
         raise DTypeError(f"`image` must be uint8 or floating, got {image.dtype}; convert it with .float() / 255")
     values = array(image) / (255.0 if image.dtype == torch.uint8 else 1.0)
-    return np.clip(np.broadcast_to(values, (3, *values.shape[1:])).transpose(1, 2, 0), 0.0, 1.0)
+    return np.asarray(np.clip(np.broadcast_to(values, (3, *values.shape[1:])).transpose(1, 2, 0), 0.0, 1.0))
 
 
 def colours_of(samples: torch.Tensor) -> NDArray[np.float64]:
@@ -119,7 +120,7 @@ def colours_of(samples: torch.Tensor) -> NDArray[np.float64]:
     if samples.ndim != 2 or samples.shape[0] not in (1, 3):
         raise ShapeError(f"`samples` must be (3, N) or (1, N), got {tuple(samples.shape)}; take one glimpse: samples[0, 0]")
     values = array(samples)
-    return np.clip(np.broadcast_to(values, (3, values.shape[1])).T, 0.0, 1.0)
+    return np.asarray(np.clip(np.broadcast_to(values, (3, values.shape[1])).T, 0.0, 1.0))
 
 
 def blank_rest(axes: Sequence[Axes], used: int) -> None:

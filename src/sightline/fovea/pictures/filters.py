@@ -30,7 +30,12 @@ def filter_images(layer: Any) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         ShapeError: the layer has no such weight.
     """
     weight, cell, side = getattr(layer, "weight", None), getattr(layer, "cell", None), getattr(layer, "side", 0)
-    if not isinstance(weight, torch.Tensor) or not isinstance(cell, torch.Tensor) or weight.ndim != 2 or weight.shape[1] % (side * side or 1):
+    if (
+        not isinstance(weight, torch.Tensor)
+        or not isinstance(cell, torch.Tensor)
+        or weight.ndim != 2
+        or weight.shape[1] % (side * side or 1)
+    ):
         raise ShapeError(f"`layer`: expected a KNNConv, got {type(layer).__name__}")
     filters = canvas.array(weight).reshape(len(weight), -1, side, side)
     met = np.zeros(side * side, dtype=bool)
@@ -56,7 +61,9 @@ def draw_filters(layer: Any, filters: Sequence[int] | int = 48, channel: int | N
     images, met = filter_images(layer)
     chosen = list(range(min(filters, len(images)))) if isinstance(filters, int) else list(filters)
     if not chosen or not all(0 <= one < len(images) for one in chosen) or (channel is not None and not 0 <= channel < images.shape[1]):
-        raise ShapeError(f"`filters` lie from 0 to {len(images) - 1} and `channel` from 0 to {images.shape[1] - 1}; got {chosen} and {channel}")
+        raise ShapeError(
+            f"`filters` lie from 0 to {len(images) - 1} and `channel` from 0 to {images.shape[1] - 1}; got {chosen} and {channel}"
+        )
     columns = min(len(chosen), max(1, math.ceil(math.sqrt(1.5 * len(chosen)))))
     picture, axes = canvas.figure(columns, math.ceil(len(chosen) / columns), cell=(0.95, 1.05))
     for one, number in zip(axes, chosen, strict=False):

@@ -92,6 +92,8 @@ def draw_accuracy(curves: Mapping[str, Sequence[float]], chance: float | None = 
     if not curves or not all(len(values) for values in curves.values()):
         raise ShapeError("`curves` needs at least one curve with at least one accuracy")
     picture, (axes,) = canvas.figure(1, 1, cell=(4.6, 3.4))
+    from matplotlib.ticker import MaxNLocator
+
     for name, values in curves.items():
         axes.plot(range(1, len(values) + 1), [100 * value for value in values], "o-", markersize=4, label=name)
     if chance is not None:
@@ -99,6 +101,6 @@ def draw_accuracy(curves: Mapping[str, Sequence[float]], chance: float | None = 
     axes.set_xlabel("fixations", color=canvas.INK)
     axes.set_ylabel("accuracy, %", color=canvas.INK)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=8)
     return picture

@@ -5,6 +5,7 @@ What belongs here: receptive fields as numbers per sensor point, and their diame
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ def _checked(layers: Iterable[Layer]) -> Sequence[Layer]:
     chain = list(layers)
     if not chain:
         raise ShapeError("`layers`: at least one layer is needed")
-    for before, after in zip(chain, chain[1:], strict=False):
+    for before, after in itertools.pairwise(chain):
         if len(before.index) != len(after.in_coords):
             raise ShapeError(
                 f"`layers`: one leaves {len(before.index)} points, the next reads {len(after.in_coords)}; give them in order (layer_chain)"

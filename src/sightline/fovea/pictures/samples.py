@@ -58,9 +58,7 @@ def view_samples(axes: Axes, samples: torch.Tensor, sensor: SensorGrid, view: st
     canvas.bare(axes)
 
 
-def draw_samples(
-    image: torch.Tensor, samples: torch.Tensor, sensor: SensorGrid, fixations: torch.Tensor, sizes: torch.Tensor
-) -> Figure:
+def draw_samples(image: torch.Tensor, samples: torch.Tensor, sensor: SensorGrid, fixations: torch.Tensor, sizes: torch.Tensor) -> Figure:
     """Draws each glimpse of an image in a row: its points on the image, what the eye sees, what arrives in the cortex.
 
     Args:

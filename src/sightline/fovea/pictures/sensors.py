@@ -58,12 +58,14 @@ def draw_manifold(sensor: SensorGrid) -> Figure:
     """
     points = sensor.cortical
     if points is None or points.shape[1] != 3:
-        raise ShapeError(f"points of style {sensor.style!r} lie on no surface in three dimensions; draw an isotropic sensor, or draw_sensor")
+        raise ShapeError(
+            f"points of style {sensor.style!r} lie on no surface in three dimensions; draw an isotropic sensor, or draw_sensor"
+        )
     picture, (axes,) = canvas.figure(1, 1, cell=(5, 4.6), projection="3d")
     place = canvas.array(points)
     colour = np.log1p(canvas.array(sensor.polar[:, 0]) * sensor.fov / 2 / sensor.cmf_a)
-    axes.scatter(place[:, 0], place[:, 1], place[:, 2], s=_dot(len(sensor)), c=colour, cmap=_MAP, linewidths=0)  # type: ignore[misc]
-    axes.set_box_aspect(np.ptp(place, axis=0))  # type: ignore[arg-type]
+    axes.scatter(*place.T, s=_dot(len(sensor)), c=colour, cmap=_MAP, linewidths=0)
+    axes.set_box_aspect(np.ptp(place, axis=0))
     axes.view_init(elev=24, azim=-60)  # type: ignore[attr-defined]
     axes.tick_params(labelsize=7, colors=canvas.FAINT)
     canvas.title(axes, f"cortical surface ({sensor.manifold}), mm")
