@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import sightline as sl
 from sightline.fovea import ColorDecay, RetinalTransform, SensorGrid
 from sightline.fovea.color import luma_of
-from sightline.fovea.pooling import PoolingSampler, nearest_points
+from sightline.fovea.pooling import PoolingSampler
 from sightline.fovea.sampling import sample
 
 SENSOR = SensorGrid(16, 0.5, 13)
@@ -260,16 +260,6 @@ def test_pooling_against_brute_force(sigma: float | None, style: str) -> None:
         real = nearest < len(dense)
         wanted = (read[..., nearest[real]] * weight[real]).sum(-1) / weight[real].sum()
         torch.testing.assert_close(found[..., n], wanted, atol=1e-6, rtol=1e-6)
-
-
-def test_neighbours_come_nearest_first_and_ties_by_index() -> None:
-    grid = SensorGrid(16, 0.5, 13)
-    index, distance = nearest_points(grid, grid, 9)
-    assert torch.equal(index[:, 0], torch.arange(230))
-    assert bool((distance.diff(dim=1) > -1e-4).all())
-    tied = distance.diff(dim=1).abs() < 1e-9
-    assert int(tied.sum()) > 100
-    assert bool((index.diff(dim=1)[tied] > 0).all())
 
 
 def test_pooling_keeps_light_and_drops_no_nan_elsewhere() -> None:

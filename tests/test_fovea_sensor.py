@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import sightline as sl
 from fovi_table import CMF_A, COUNTS, FOVS, MATCHES, POINTS, RESOLUTIONS
 from sightline.fovea import SensorGrid, match_resolution, num_points
-from sightline.fovea.sensor import radius_limit, to_surface
+from sightline.fovea.sensor import radius_limit, smallest_cmf_a, to_surface
 from sightline.fovea.sensor.geometry import build
 from sightline.fovea.sensor.manifold import SCALE_MM, _heights
 from sightline.fovea.sensor.matching import inside_field
@@ -404,3 +404,42 @@ def test_fifty_thousand_points_take_less_than_half_a_second(manifold: str, field
     assert time.thread_time() - start < 0.5
     assert len(grid) > 50_000
     assert all(part is not None for part in everything)
+
+
+# ------------------------------------------------------------------------------------------------ how strong a foveation
+
+
+def test_the_smallest_sensible_cmf_a() -> None:
+    # What fovi 2.4 finds, where its search does not stop on a plateau (it returns 0.5166 for whatever lies below that).
+    for (size, resolution, whole, fov), wanted in {
+        (256, 64, 256, 16): 0.7628003,
+        (224, 64, 224, 16): 0.9533036,
+        (128, 64, 256, 16): 1.4096797,
+        (256, 96, 512, 60): 3.0300477,
+        (256, 128, 256, 16): 2.9985599,
+        (64, 64, 64, 16): 118.653042,
+    }.items():
+        assert smallest_cmf_a(size, resolution, fov=fov, image_size=whole) == pytest.approx(wanted, rel=1e-5)
+    assert smallest_cmf_a(256, 512) == 1000
+    assert smallest_cmf_a(10**6, 4, fov=1) == 0.01
+
+
+@given(size=st.floats(8, 4000), resolution=st.integers(4, 400), fov=st.floats(1, 120))
+def test_the_smallest_step_is_one_pixel(size: float, resolution: int, fov: float) -> None:
+    cmf_a = smallest_cmf_a(size, resolution, fov=fov)
+    rings = np.exp(np.linspace(math.log(cmf_a), math.log(cmf_a + fov / 2), resolution // 2)) - cmf_a
+    step = float(np.diff(rings).min()) * size / fov
+    if cmf_a == 0.01:
+        assert step > 1 - 1e-6
+    elif cmf_a == 1000:
+        assert step < 1 + 1e-6
+    else:
+        assert step == pytest.approx(1, abs=1e-5)
+
+
+def test_bad_sizes_are_refused() -> None:
+    for arguments in ((0, 64), (-1, 64), (math.nan, 64), (256, 3)):
+        with pytest.raises(ValueError, match="must be"):
+            smallest_cmf_a(*arguments)
+    with pytest.raises(ValueError, match="fov"):
+        smallest_cmf_a(256, 64, fov=0)

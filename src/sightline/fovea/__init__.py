@@ -44,7 +44,15 @@ if TYPE_CHECKING:
     from sightline.fovea.policies import POLICIES
     from sightline.fovea.probes import FoviNetProbe, FoviNetProbes, LinearProbe
     from sightline.fovea.retina import GridSampler, RetinalTransform
-    from sightline.fovea.saccades import Glimpses, NoSaccades, RandomSaccades, SaccadePolicy
+    from sightline.fovea.saccades import (
+        Glimpses,
+        InhibitedSaccades,
+        NoSaccades,
+        PrioritySaccades,
+        RandomSaccades,
+        SaccadePolicy,
+        SaliencySaccades,
+    )
     from sightline.fovea.sensor import SensorGrid, match_resolution, num_points
     from sightline.fovea.video import FoveaStream, stream
 
@@ -94,6 +102,9 @@ _HOMES = {
     "RandomSaccades": "saccades",
     "SaccadePolicy": "saccades",
     "FoveaStream": "video",
+    "InhibitedSaccades": "saccades",
+    "PrioritySaccades": "saccades",
+    "SaliencySaccades": "saccades",
     "SensorGrid": "sensor",
     "match_resolution": "sensor",
     "num_points": "sensor",
@@ -112,6 +123,7 @@ __all__ = [
     "FoviNetProbes",
     "Glimpses",
     "GridSampler",
+    "InhibitedSaccades",
     "KNNAlexNet",
     "KNNAlexNetBlock",
     "KNNBatchNorm",
@@ -134,9 +146,11 @@ __all__ = [
     "NeighbourTable",
     "NoSaccades",
     "PartitioningPatchEmbedding",
+    "PrioritySaccades",
     "RandomSaccades",
     "RetinalTransform",
     "SaccadePolicy",
+    "SaliencySaccades",
     "SensorGrid",
     "VisionTransformer",
     "compose",

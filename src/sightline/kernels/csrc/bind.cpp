@@ -59,6 +59,14 @@ const Kernels* kernels_for(const std::string& isa) {
   return kernels_baseline();
 }
 
+const KnnKernels* knn_kernels_for(const std::string& isa) {
+#if defined(__x86_64__)
+  if (isa == "avx512") return knn_kernels_avx512();
+  if (isa == "avx2") return knn_kernels_avx2();
+#endif
+  return knn_kernels_baseline();
+}
+
 const EagerKernels* eager_kernels_for(const std::string& isa) {
 #if defined(__x86_64__)
   if (isa == "avx512") return eager_kernels_avx512();
@@ -144,7 +152,7 @@ NB_MODULE(_native, m) {
   nb::class_<Program>(m, "Program")
       .def("__init__", [](Program* self, const std::string& isa, bool bfloat16) {
         if (!cpu_has(isa)) throw std::invalid_argument("this CPU cannot run '" + isa + "'");
-        new (self) Program(bfloat16 ? bfloat16_kernels_for(isa) : kernels_for(isa), eager_kernels_for(isa));
+        new (self) Program(bfloat16 ? bfloat16_kernels_for(isa) : kernels_for(isa), eager_kernels_for(isa), knn_kernels_for(isa));
       }, nb::arg("isa"), nb::arg("bfloat16") = false)
       .def_prop_ro("isa", [](const Program& p) { return std::string(p.k->name); })
       .def_prop_ro("lanes", [](const Program& p) { return p.k->lanes; })

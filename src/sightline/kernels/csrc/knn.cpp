@@ -13,7 +13,7 @@ namespace sightline {
 namespace {
 
 constexpr int kFewChannels = 16;
-constexpr int kChunkFloats = 1 << 17;  // packed weights of one chunk: half a megabyte
+constexpr int kChunkFloats = 1 << 18;  // packed weights of one chunk: half a megabyte
 
 int narrowest_waste(const KnnKernels& k, int cout) {
   int best = k.widest, least = 1 << 30;

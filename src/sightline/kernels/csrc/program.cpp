@@ -68,7 +68,7 @@ void Axis::reverse() {
       if (const int32_t i = index[(size_t)o * taps + k]; i >= 0) readers[(size_t)at[(size_t)i]++] = o;
 }
 
-Program::Program(const Kernels* kernels, const EagerKernels* moves) : k(kernels), planar(moves) {}
+Program::Program(const Kernels* kernels, const EagerKernels* moves, const KnnKernels* on_points) : k(kernels), planar(moves), points(on_points) {}
 
 int Program::add_storage(int64_t elements) {
   storages.push_back(elements);
@@ -123,8 +123,6 @@ int Program::add_input(int tensor) {
 }
 
 namespace {
-
-constexpr int kFewChannels = 8;  // up to here, a layer on points is computed site by site
 
 // Panels of 4 vectors while they last, then 3s and 2s; a single vector only where there is no more. With 16 registers (all but AVX-512)
 // a block of 4 vectors spills: 2s there, and a 3 where the number is odd.
@@ -366,20 +364,15 @@ int Program::add_knn(int out, int in, int cols, const float* weight, const float
   for (int v : widths) s.ldo += v * lanes;
   s.bias = Aligned((size_t)s.ldo + 64);
   if (bias) std::copy(bias, bias + cout, s.bias.data);
-  s.by_site = s.cin <= kFewChannels;
-  const size_t depth = (size_t)pairs(s.cin, k->element);
-  s.weights = Aligned((size_t)s.ldo * (s.by_site ? (size_t)s.cin : depth) * (size_t)cells + 64);
-  if (s.by_site) {
-    for (int part = 0; part < cells; ++part)
-      for (int ci = 0; ci < s.cin; ++ci)
-        for (int co = 0; co < cout; ++co) {
-          const float value = weight[((size_t)co * s.cin + (size_t)ci) * (size_t)cells + (size_t)part];
-          const size_t place = ((size_t)part * s.cin + (size_t)ci) * (size_t)s.ldo + (size_t)co;
-          if (k->element == 4) s.weights.data[place] = value;
-          else reinterpret_cast<uint16_t*>(s.weights.data)[place] = to_bfloat16(value);
-        }
+  if (k->element == 4) {
+    s.knn = std::make_unique<KnnWeights>(KnnWeights{points, planar, KnnShape(*points, s.cin, cout, cells), weight, s.bias.data});
+    s.knn_packed = knn_pack(*s.knn);
+    s.knn->packed = s.knn_packed.get();
+    s.knn->raw = nullptr;  // the caller's
     return (int)steps.size() - 1;
   }
+  const size_t depth = (size_t)pairs(s.cin, k->element);
+  s.weights = Aligned((size_t)s.ldo * depth * (size_t)cells + 64);
   s.phases.emplace_back();
   size_t at = 0;
   int c0 = 0;
@@ -521,7 +514,10 @@ void Program::set_epilogue(int step, int act, float p0, float p1, const float* s
 
 int64_t Program::weight_bytes() const {
   int64_t total = 0;
-  for (const Step& s : steps) total += (int64_t)(s.weights.size + s.bias.size + s.slope.size) * 4;
+  for (const Step& s : steps) {
+    total += (int64_t)(s.weights.size + s.bias.size + s.slope.size) * 4;
+    if (s.knn) total += (int64_t)(s.knn->shape.panels * s.knn->shape.panel_floats()) * 4;
+  }
   return total;
 }
 

@@ -11,6 +11,7 @@
 
 #include "eager.h"
 #include "isa.h"
+#include "knn.h"
 
 namespace sightline {
 
@@ -109,11 +110,12 @@ struct Step {
   std::vector<float> wy, wx, div_y, div_x;
   float divisor = 0;
   float normalize = -1;  // pointwise: of each pixel first subtract its mean over channels and divide by sqrt(variance + this); < 0: not
-  // k nearest neighbours: part of the weights that each tap of the columns' axis meets. A panel's parts lie one after the other; by_site,
-  // there are no panels but a row of ldo elements of the maps for every part and input channel.
+  // k nearest neighbours: part of the weights that each tap of the columns' axis meets. Weights of float32 are packed for knn.h, of bfloat16
+  // as panels whose parts lie one after the other.
   std::vector<int32_t> cell;
   int cells = 0;
-  bool by_site = false;
+  KnnFloats knn_packed;
+  std::unique_ptr<KnnWeights> knn;
   // A block: this step computes the maps of one or two steps before it as it goes, and they are not held.
   int expand = -1;     // step whose map the depthwise convolution reads
   int depthwise = -1;  // step whose map this convolution reads; -1 where this step is the depthwise convolution itself
@@ -126,7 +128,7 @@ struct Step {
 
 class Program {
  public:
-  Program(const Kernels* kernels, const EagerKernels* planar);
+  Program(const Kernels* kernels, const EagerKernels* planar, const KnnKernels* points);
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
   int add_storage(int64_t elements);
@@ -162,6 +164,7 @@ class Program {
 
   const Kernels* k;
   const EagerKernels* planar = nullptr;  // moves values between pixels and planes
+  const KnnKernels* points = nullptr;    // layers on points, float32
   std::vector<int64_t> storages;  // elements
   std::vector<Tensor> tensors;
   std::vector<Axis> axes;
@@ -247,9 +250,8 @@ class State {
     Aligned ring, middle;
     std::vector<int> ring_row;
     SiteList list, expand_list, places;
-    // of layers on points: which row each tap belongs to, taps by part of the weights
+    // of layers on points: inputs and parts of the weights at listed sites; or which row each tap belongs to, taps by part
     std::vector<int32_t> owners, starts;
-    std::vector<float> factors;
     float* row_space(size_t floats);
   };
   struct Block;
@@ -287,7 +289,7 @@ class State {
   void block_depthwise(const Block& b, const Site* list, int n, int place, int image, int c0, Scratch& w);
   void run_knn(int step);
   void knn_rows(const Step& s, const Site* list, int count, float* rows, Scratch& w) const;
-  void knn_rows_by_site(const Step& s, const Site* list, int count, float* rows, Scratch& w) const;
+  void knn_rows_float(const Step& s, const Site* list, int count, float* rows, Scratch& w) const;
   void run_windows(int step);
   void run_elementwise(int step);
   void run_gather(int step);

@@ -221,7 +221,6 @@ int64_t State::bytes() const {
     total += (int64_t)(s->ring.size + s->middle.size) * 4;
     vec(s->ring_row);
     vec(s->owners);
-    vec(s->factors);
     vec(s->starts);
     vec(s->list);
     vec(s->expand_list);

@@ -1,6 +1,5 @@
 // Layers on points without a grid (k nearest neighbours): every output point has taps of its own, and each tap meets its own part of the
-// weights. Taps are taken part by part, so that a part is read once for all points that meet it; where inputs have few channels, point by
-// point: the weights of a whole layer stay in cache then, and a product is too short to be worth fetching its row.
+// weights. Taps are taken part by part, so that a part is read once for all points that meet it.
 #include <algorithm>
 #include <cstring>
 
@@ -65,44 +64,26 @@ void State::knn_rows(const Step& s, const Site* list, int count, float* rows, Sc
   }
 }
 
-// The same point by point: weights are what is summed, and the inputs their factors. Products are added up in short lines, so that several
-// of them are under way at a time.
-void State::knn_rows_by_site(const Step& s, const Site* list, int count, float* rows, Scratch& w) const {
-  constexpr int kLine = 32;
+// The same in float32, by the kernels that the layers themselves have.
+void State::knn_rows_float(const Step& s, const Site* list, int count, float* rows, Scratch& w) const {
   const Link& l = s.links[0];
   const Tensor &tin = program->tensors[(size_t)l.tensor], &tout = program->tensors[(size_t)s.out];
-  const Axis& table = program->axes[(size_t)l.cols];
-  const Kernels& k = *program->k;
-  const int64_t ld = (int64_t)tin.ld * k.element, row_bytes = (int64_t)s.ldo * k.element;
-  const Raw *base = at(l.tensor), *weights = reinterpret_cast<const Raw*>(s.weights.data);
-  const int taps = table.taps, cin = s.cin;
-  const float one = 1.0f;
-  grow(w.taps, (size_t)taps * cin + kLine);
-  grow(w.factors, (size_t)taps * cin + kLine + 64);
-  grow(w.middle, (size_t)s.ldo + 64);
-  for (int i = 0; i < count; ++i) {
-    const int32_t *index = table.index.data() + (size_t)list[i].x * taps, *cell = s.cell.data() + (size_t)list[i].x * taps;
-    const Raw* image = base + (int64_t)(list[i].index / tout.w) * tin.w * ld;
-    float* row = rows + (int64_t)i * s.ldo;
-    int n = 0;
-    for (int j = 0; j < taps; ++j) {
-      if (index[j] < 0) continue;
-      const Raw *x = image + index[j] * ld, *part = weights + cell[j] * cin * row_bytes;
-      for (int c = 0; c < cin; ++c, ++n) {
-        w.taps[(size_t)n] = part + c * row_bytes;
-        w.factors[(size_t)n] = value(x + c * k.element);
-      }
+  const Axis& axis = program->axes[(size_t)l.cols];
+  const size_t k = (size_t)axis.taps;
+  KnnTable table{axis.index.data(), s.cell.data(), count, axis.taps, tin.n * tin.w};
+  if (count != tout.w || tout.n != 1) {  // not simply all of them
+    grow(w.owners, k * (size_t)count);
+    grow(w.starts, k * (size_t)count);
+    for (int i = 0; i < count; ++i) {
+      const int32_t *from = axis.index.data() + (size_t)list[i].x * k, first = list[i].index / tout.w * tin.w;
+      int32_t* to = w.owners.data() + (size_t)i * k;
+      for (size_t j = 0; j < k; ++j) to[j] = from[j] < 0 ? -1 : from[j] + first;
+      std::memcpy(w.starts.data() + (size_t)i * k, s.cell.data() + (size_t)list[i].x * k, sizeof(int32_t) * k);
     }
-    if (!n) {
-      std::memset(row, 0, sizeof(float) * (size_t)s.ldo);
-      continue;
-    }
-    std::memcpy(row, s.bias.data, sizeof(float) * (size_t)s.ldo);
-    for (int from = 0; from < n; from += kLine) {
-      k.weighted_pixel(w.taps.data() + from, 1, std::min(kLine, n - from), &one, w.factors.data() + from, 1.0f, w.middle.data, s.ldo);
-      program->planar->add_row(w.middle.data, row, s.ldo);
-    }
+    table.index = w.owners.data();
+    table.cell = w.starts.data();
   }
+  knn_conv(*s.knn, table, 1, KnnMap{reinterpret_cast<float*>(at(l.tensor)), tin.ld, 0}, KnnMap{rows, s.ldo, 0});
 }
 
 void State::run_knn(int step) {
@@ -110,6 +91,17 @@ void State::run_knn(int step) {
   list_sites(step);
   const Publish pub = publisher(step);
   const int n = (int)list_.size(), threads = Pool::instance().threads();
+  if (s.knn) {  // shares its work among threads by itself
+    constexpr int kMost = 8192;
+    for (int from = 0; from < n; from += kMost) {
+      const int count = std::min(kMost, n - from);
+      grow(big_rows_, (size_t)count * s.ldo + 64);
+      grow(big_flags_, (size_t)count);
+      knn_rows_float(s, list_.data() + from, count, big_rows_.data, scratch(0));
+      finish(step, pub, big_rows_.data, s.ldo, list_.data() + from, count, big_flags_.data());
+    }
+    return note_density(step, pub);
+  }
   const int64_t work = (int64_t)n * program->axes[(size_t)s.links[0].cols].taps * s.cin * s.ldo;
   const bool parallel = threads > 1 && work >= kSerialWork;
   int block = std::clamp((1 << 18) / s.ldo, kChunk, 4096);  // rows stay in L2
@@ -119,8 +111,7 @@ void State::run_knn(int step) {
     const int from = b * block, count = std::min(block, n - from);
     float* rows = w.row_space((size_t)count * s.ldo + 64);
     grow(w.flags, (size_t)count);
-    if (s.by_site) knn_rows_by_site(s, list_.data() + from, count, rows, w);
-    else knn_rows(s, list_.data() + from, count, rows, w);
+    knn_rows(s, list_.data() + from, count, rows, w);
     finish(step, pub, rows, s.ldo, list_.data() + from, count, w.flags.data());
   };
   const int blocks = (n + block - 1) / block;
