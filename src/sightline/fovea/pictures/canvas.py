@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 
     from sightline.fovea.sensor import SensorGrid
 
-INK, FAINT, PAPER, ACCENT = "#1d2733", "#9aa5b1", "#ffffff", "#e4572e"
+INK, FAINT, PAPER, ACCENT, NOTHING = "#1d2733", "#9aa5b1", "#ffffff", "#e4572e", "#e7ebef"
+TWO_VIEWS = (1.0, 0.62)  # heights of a visual and a cortical view of the same width
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def figure(columns: int, rows: int, *, cell: tuple[float, float] = (3.2, 3.2), projection: str | None = None) -> tuple[Figure, list[Axes]]:
-    """An empty figure and its axes, row by row; `cell` is the size of each in inches.
+def figure(
+    columns: int, rows: int, *, cell: tuple[float, float] = (3.2, 3.2), projection: str | None = None, heights: Sequence[float] | None = None
+) -> tuple[Figure, list[Axes]]:
+    """An empty figure and its axes, row by row; `cell` is the size of each in inches, `heights` those of the rows in cells.
 
     Raises:
         MissingPackageError: matplotlib is not installed (extra "plots").
@@ -38,9 +41,12 @@ def figure(columns: int, rows: int, *, cell: tuple[float, float] = (3.2, 3.2), p
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(columns * cell[0], rows * cell[1]), layout="constrained", facecolor=PAPER)
+    tall = cell[1] * (rows if heights is None else sum(heights))
+    made = Figure(figsize=(columns * cell[0], tall), facecolor=PAPER)
     FigureCanvasAgg(made)
-    axes = made.subplots(rows, columns, squeeze=False, subplot_kw={"projection": projection} if projection else None)
+    made.set_layout_engine("constrained", h_pad=0.08, w_pad=0.06)
+    grid = {"height_ratios": list(heights)} if heights else None
+    axes = made.subplots(rows, columns, squeeze=False, subplot_kw={"projection": projection} if projection else None, gridspec_kw=grid)
     return made, list(axes.ravel())
 
 

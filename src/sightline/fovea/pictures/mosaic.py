@@ -74,9 +74,10 @@ def _shown_points(sensor: SensorGrid, view: str, side: int, reach: float | None)
 def _nearest(pixels: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     index, distance = [], []
     for part in pixels.split(max(1, _PAIRS // len(points))):
-        found = torch.cdist(part, points).min(1)
-        index.append(found.indices)
-        distance.append(found.values)
+        # squared distances but for |part|^2, which is the same for all points; float32 tells points apart that pixels do
+        apart = torch.addmm(points.square().sum(1)[None].float(), part.float(), points.T.float(), alpha=-2)
+        index.append(apart.argmin(1))
+        distance.append((part - points[index[-1]]).norm(dim=1))
     return torch.cat(index), torch.cat(distance)
 
 

@@ -18,6 +18,8 @@ from sightline.fovea.pictures.samples import points_on_image, view_values
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_MAP = "inferno"
+
 
 def nearest_unit(network: nn.Module, name: str, degrees: Sequence[float]) -> int:
     """Index of the unit of a layer that lies nearest to (right, up) degrees from the fixation."""
@@ -63,9 +65,9 @@ def draw_receptive_field(
         height, width = pixels.shape[:2]
         size = size if size is not None else (min(height, width),) * 2
         places = canvas.array(points_on_image(sensor, (height, width), fixation, size))
-        axes[0].imshow(pixels * 0.6 + 0.05, extent=(0, width, height, 0), interpolation="bilinear")
-        dots = 3 + 9 * canvas.array(sensor.polar[:, 0])[seen]
-        axes[0].scatter(places[seen, 1], places[seen, 0], s=dots, c=share[seen], cmap="inferno", linewidths=0, alpha=0.9)
+        axes[0].imshow(pixels * 0.75 + 0.05, extent=(0, width, height, 0), interpolation="bilinear")
+        dots = 1.5 + 6 * canvas.array(sensor.polar[:, 0])[seen]
+        axes[0].scatter(places[seen, 1], places[seen, 0], s=dots, c=share[seen], cmap=_MAP, linewidths=0, alpha=0.8)
         where = points_on_image(coords, (height, width), fixation, size)[unit].tolist()
         axes[0].plot([where[1]], [where[0]], "o", markerfacecolor="none", markeredgecolor="cyan", markersize=9)
         axes[0].set_xlim(0, width)
@@ -73,7 +75,7 @@ def draw_receptive_field(
         canvas.bare(axes[0])
         canvas.title(axes[0], f"{name}, unit {unit}: {int(seen.sum()):,} points")
     for one, view in zip(axes[-2:], VIEWS, strict=True):
-        view_values(one, share, sensor, view, "inferno")
+        view_values(one, share, sensor, view, _MAP, nothing=0.0)
         place = canvas.array(layout_of(coords, view))[unit]
         one.plot([place[0]], [place[1]], "o", markerfacecolor="none", markeredgecolor="cyan", markersize=9)
         canvas.title(one, f"{view} view")
@@ -93,14 +95,14 @@ def draw_fields_by_layer(network: nn.Module, degrees: Sequence[float] = (0.0, 0.
     """
     chain = layer_chain(network)
     sensor = next(iter(chain.values())).in_coords
-    picture, axes = canvas.figure(len(chain), 2, cell=(2.0, 2.2))
+    picture, axes = canvas.figure(len(chain), 2, cell=(2.0, 2.2), heights=canvas.TWO_VIEWS)
     for column, name in enumerate(chain):
         layers = list(chain.values())[: column + 1]
         unit = nearest_unit(network, name, degrees)
         share = canvas.array(receptive_field(layers, unit))
         for row, view in enumerate(VIEWS):
             one = axes[row * len(chain) + column]
-            view_values(one, share, sensor, view, "inferno")
+            view_values(one, share, sensor, view, _MAP, nothing=0.0)
             place = canvas.array(layout_of(layers[-1].out_coords, view))[unit]
             one.plot([place[0]], [place[1]], ".", color="cyan", markersize=4)
         canvas.title(axes[column], name)

@@ -115,7 +115,7 @@ def draw_activations(values: torch.Tensor, sensor: SensorGrid, channels: Sequenc
         channels = spread.argsort(descending=True, stable=True)[:channels].tolist()
     if not channels or not all(0 <= channel < len(values) for channel in channels):
         raise ShapeError(f"`channels` must lie from 0 to {len(values) - 1}, at least one; got {list(channels)}")
-    picture, axes = canvas.figure(len(channels), 2, cell=(2.1, 2.2))
+    picture, axes = canvas.figure(len(channels), 2, cell=(2.1, 2.3), heights=canvas.TWO_VIEWS)
     for column, channel in enumerate(channels):
         for row, view in enumerate(VIEWS):
             view_values(axes[row * len(channels) + column], canvas.array(values[channel]), sensor, view)
@@ -123,9 +123,15 @@ def draw_activations(values: torch.Tensor, sensor: SensorGrid, channels: Sequenc
     return picture
 
 
-def view_values(axes: Axes, values: NDArray[np.float64], sensor: SensorGrid, view: str, colours: str = "magma") -> None:
-    """Draws one number per point in one view."""
+def view_values(
+    axes: Axes, values: NDArray[np.float64], sensor: SensorGrid, view: str, colours: str = "magma", *, nothing: float | None = None
+) -> None:
+    """Draws one number per point in one view; points of the value `nothing` become grey."""
     shown, box = shown_points(sensor, view)
-    filled = np.ma.masked_where(shown < 0, values[shown])
+    if nothing is not None:
+        from matplotlib.colors import ListedColormap
+
+        axes.imshow(np.ma.masked_where(shown < 0, shown * 0), extent=box, interpolation="nearest", cmap=ListedColormap([canvas.NOTHING]))
+    filled = np.ma.masked_where((shown < 0) | (values[shown] == nothing), values[shown])
     axes.imshow(filled, extent=box, interpolation="nearest", cmap=colours)
     canvas.bare(axes)

@@ -85,7 +85,7 @@ def draw_grids(sensors: Sequence[SensorGrid], names: Sequence[str] | None = None
     """
     if not sensors or (names is not None and len(names) != len(sensors)):
         raise ShapeError(f"`sensors` needs at least one sensor, and `names` one name each; got {len(sensors)} and {len(names or ())}")
-    picture, axes = canvas.figure(len(sensors), 2, cell=(2.3, 2.4))
+    picture, axes = canvas.figure(len(sensors), 2, cell=(2.3, 2.5), heights=canvas.TWO_VIEWS)
     for column, sensor in enumerate(sensors):
         for row, view in enumerate(("visual", "cortical")):
             one, points = axes[row * len(sensors) + column], canvas.array(layout_of(sensor, view))
