@@ -44,8 +44,17 @@ if TYPE_CHECKING:
     from sightline.fovea.policies import POLICIES
     from sightline.fovea.probes import FoviNetProbe, FoviNetProbes, LinearProbe
     from sightline.fovea.retina import GridSampler, RetinalTransform
-    from sightline.fovea.saccades import Glimpses, NoSaccades, RandomSaccades, SaccadePolicy
+    from sightline.fovea.saccades import (
+        Glimpses,
+        InhibitedSaccades,
+        NoSaccades,
+        PrioritySaccades,
+        RandomSaccades,
+        SaccadePolicy,
+        SaliencySaccades,
+    )
     from sightline.fovea.sensor import SensorGrid, match_resolution, num_points
+    from sightline.fovea.video import FoveaStream, stream
 
 # Public name: the module below this package that holds it.
 _HOMES = {
@@ -92,9 +101,14 @@ _HOMES = {
     "NoSaccades": "saccades",
     "RandomSaccades": "saccades",
     "SaccadePolicy": "saccades",
+    "FoveaStream": "video",
+    "InhibitedSaccades": "saccades",
+    "PrioritySaccades": "saccades",
+    "SaliencySaccades": "saccades",
     "SensorGrid": "sensor",
     "match_resolution": "sensor",
     "num_points": "sensor",
+    "stream": "video",
 }
 
 __all__ = [
@@ -103,11 +117,13 @@ __all__ = [
     "ColorDecay",
     "DenseAlexNet",
     "DenseResNet",
+    "FoveaStream",
     "FoviNet",
     "FoviNetProbe",
     "FoviNetProbes",
     "Glimpses",
     "GridSampler",
+    "InhibitedSaccades",
     "KNNAlexNet",
     "KNNAlexNetBlock",
     "KNNBatchNorm",
@@ -130,9 +146,11 @@ __all__ = [
     "NeighbourTable",
     "NoSaccades",
     "PartitioningPatchEmbedding",
+    "PrioritySaccades",
     "RandomSaccades",
     "RetinalTransform",
     "SaccadePolicy",
+    "SaliencySaccades",
     "SensorGrid",
     "VisionTransformer",
     "compose",
@@ -144,6 +162,7 @@ __all__ = [
     "match_resolution",
     "neighbour_table",
     "num_points",
+    "stream",
 ]
 
 

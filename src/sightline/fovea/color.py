@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from sightline.errors import ShapeError
+from sightline.fovea.buffers import PreciseBuffers
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -22,7 +22,7 @@ def luma_of(samples: torch.Tensor) -> torch.Tensor:
     return (green + LUMA[0] * (red - green) + LUMA[2] * (blue - green)).unsqueeze(-2)
 
 
-class ColorDecay(nn.Module):
+class ColorDecay(PreciseBuffers):
     """Draws colours towards grey with eccentricity and leaves their lightness alone.
 
     ``out = luma + exp(-r^2 / (2 sigma^2)) * (x - luma)``. (fovi's module of the same purpose darkens every channel by exp(-r / sigma).)

@@ -5,8 +5,6 @@ What belongs here: the whole. Its parts have files of their own; what a configur
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
@@ -14,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from sightline.errors import CheckpointError, ConfigError, ShapeError
-from sightline.fovea.config.schema import Section, plain, settings
+from sightline.fovea.config.field import with_field_of_view, with_geometry
+from sightline.fovea.config.schema import Section, settings
 from sightline.fovea.layers.base import KNNLayer
 from sightline.fovea.layers.weights import geometry_of
-from sightline.fovea.networks.ladder import Ladder
+from sightline.fovea.looking import retina_for
 from sightline.fovea.networks.registry import ARCHITECTURES, ArchitectureRegistry
 from sightline.fovea.policies import POLICIES, PolicyRegistry
 from sightline.fovea.probes import FoviNetProbe
@@ -26,36 +25,6 @@ from sightline.fovea.saccades.base import SaccadePolicy
 from sightline.fovea.sensor import SensorGrid
 
 _Device = torch.device | str | None
-_SAMPLERS = {"grid_nn": "nearest", "grid_bilinear": "bilinear"}
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class IdentityRetina(nn.Module):
-    """For controls that see the whole image: every fixation is the image.
-
-    Args:
-        fixation_size: kept for policies; nothing is cut out.
-    """
-
-    def __init__(self, fixation_size: float | Sequence[float]) -> None:
-        super().__init__()
-        self.fixation_size = fixation_size
-
-    @property
-    def default_size(self) -> tuple[float, float]:
-        """Height and width that policies work with."""
-        size = self.fixation_size
-        height, width = (size, size) if isinstance(size, int | float) else size
-        return float(height), float(width)
-
-    def forward(self, images: Tensor, fixations: Any = None, sizes: Any = None) -> Tensor:
-        """(B, C, H, W), or (B, F, C, H, W) for fixations (B, F, 2); uint8 is divided by 255."""
-        del sizes
-        images = images / 255.0 if images.dtype == torch.uint8 else images
-        if isinstance(fixations, Tensor) and fixations.ndim == 3:
-            return images[:, None].expand(-1, fixations.shape[1], -1, -1, -1)
-        return images
 
 
 class FoviNet(nn.Module):
@@ -98,11 +67,12 @@ class FoviNet(nn.Module):
     policies: ClassVar[PolicyRegistry] = POLICIES
     probe_class: ClassVar[type[FoviNetProbe]] = FoviNetProbe
     sensor_class: ClassVar[Any] = SensorGrid
+    retina: ClassVar[Any] = RetinalTransform
 
     def __init__(self, cfg: Any, device: _Device = None, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.cfg = cfg
-        self.settings = see = with_field_of_view(_with_geometry(cfg))
+        self.settings = see = self.read(cfg)
         self.network = type(self).architectures.get(see.model.arch)(see, device=device)
         self.retinal_transform = self.make_retina(see)
         self.default_setting = "supervised" if see.training.loss == "supervised" else "ssl"
@@ -122,36 +92,21 @@ class FoviNet(nn.Module):
             self.generator = torch.Generator().manual_seed(int(see.saccades.seed))
 
     # ------------------------------------------------------------------------------------------------ parts
+    def read(self, cfg: Any) -> Section:
+        """A configuration checked and completed, with the field of view of one fixation.
+
+        Raises:
+            ConfigError: as the constructor.
+        """
+        return with_field_of_view(settings(with_geometry(cfg)))
+
     def make_retina(self, see: Section) -> nn.Module:
         """What looks, for a configuration; its sensor is the one that the network's first layer reads.
 
         Raises:
             ConfigError: a foveated network on a grid, or a dense one on points.
         """
-        backbone = getattr(self.network, "backbone", self.network)
-        sensor = getattr(backbone, "in_coords", None)
-        mode = see.saccades.mode
-        if mode is None:
-            if sensor is not None:
-                raise ConfigError(f"model.arch {see.model.arch} reads a sensor: saccades.mode must not be null")
-            return IdentityRetina(see.saccades.fixation_size)
-        if sensor is None:
-            if not mode.endswith("_as_grid"):
-                raise ConfigError(f"model.arch {see.model.arch} reads a grid: take saccades.mode={mode}_as_grid, or a foveated network")
-            ladder = _ladder(see, type(self).sensor_class)
-            sensor = ladder.start(see.saccades.resize_size).sensor
-        elif mode.endswith("_as_grid"):
-            raise ConfigError(f"model.arch {see.model.arch} reads points: take saccades.mode={mode.removesuffix('_as_grid')}")
-        normalized = bool(see.transforms.normalize) and see.model.in_channels == 3
-        return RetinalTransform(
-            sensor,
-            sampler=_SAMPLERS.get(see.saccades.sampler, see.saccades.sampler),
-            fixation_size=see.saccades.fixation_size,
-            color_sigma=see.saccades.color_sigma,
-            color_mean=IMAGENET_MEAN if normalized else None,
-            color_std=IMAGENET_STD if normalized else None,
-            gray_in_eval=bool(see.validation.no_color),
-        )
+        return retina_for(see, getattr(self._backbone, "in_coords", None), type(self).retina, type(self).sensor_class)
 
     def _policy(self, name: str | None) -> SaccadePolicy | None:
         return None if name is None else type(self).policies.get(name)(self)
@@ -373,95 +328,3 @@ class FoviNet(nn.Module):
         channels = getattr(layer, "in_channels", 1)
         cells = theirs[1] // channels
         return f"{text}; its kernel has {cells} cells, and this network has {geometry_of(layer)['']}"
-
-
-def _with_geometry(cfg: Any) -> Section:
-    given = plain(cfg)
-    saccades = given.get("saccades")
-    if isinstance(saccades, Mapping) and "field_geometry" not in saccades and len(saccades) > 0 and "mode" in saccades:
-        warnings.warn(
-            "saccades.field_geometry is missing: taking legacy, which fovi's checkpoints without that key were trained with; "
-            "set it to planar for new networks",
-            UserWarning,
-            stacklevel=3,
-        )
-        given = {**given, "saccades": {**saccades, "field_geometry": "legacy"}}
-    return settings(given)
-
-
-def with_field_of_view(see: Section) -> Section:
-    """A configuration whose field of view and magnification are those of one fixation.
-
-    With ``saccades.rescale_fov`` (or an automatic ``cmf_a``) a crop sees the square root of its share of the area; otherwise the field of
-    view is that of ``fixation_size`` in an image of ``training.resolution``.
-
-    Args:
-        see: complete settings; not changed.
-
-    Returns:
-        A copy with ``saccades.fov`` and ``saccades.cmf_a`` as floats.
-
-    Raises:
-        ConfigError: crops of several sizes, which have no one field of view.
-    """
-    look = Section(see.saccades)
-    automatic = look.cmf_a in {-1, "auto"}
-    side = look.fixation_size[0] if isinstance(look.fixation_size, Sequence) else look.fixation_size
-    fov, cmf_a = float(look.fov), look.cmf_a
-    if automatic or look.rescale_fov:
-        smallest, largest = look.fixation_size_min_frac, look.fixation_size_max_frac
-        if smallest != largest:
-            raise ConfigError(
-                f"saccades.rescale_fov and cmf_a: auto need crops of one size, not fixation_size_min_frac={smallest} and "
-                f"fixation_size_max_frac={largest}"
-            )
-        fraction = math.sqrt(smallest)
-        if automatic:
-            cmf_a = smallest_cmf_a(fraction * side, look.resize_size, side, fov)
-        fov *= fraction
-    else:
-        fov *= side / see.training.resolution
-    look["fov"], look["cmf_a"] = fov, None if cmf_a is None else float(cmf_a)
-    return Section({**see, "saccades": look})
-
-
-def smallest_cmf_a(fixation_size: float, output_res: int, start_res: float, fov: float) -> float:
-    """The strongest foveation at which no two rings are closer than a pixel.
-
-    Args:
-        fixation_size: pixels that the field of view covers.
-        output_res: side of the grid that the sensor is matched to; half as many rings are counted with.
-        start_res: pixels that ``fov`` covers.
-        fov: degrees.
-
-    Returns:
-        a in degrees, in [0.01, 1000].
-
-    >>> round(smallest_cmf_a(256, 64, 256, 16), 3)
-    0.763
-    """
-    rings = output_res // 2
-    if rings < 2:
-        raise ConfigError(f"cmf_a: auto needs a resolution of at least 4, not {output_res}")
-    radius = fov * fixation_size / start_res / 2
-    pixels_per_degree = fixation_size / (2 * radius)
-
-    def step(a: float) -> float:
-        # The rings next to the middle are the closest.
-        return a * math.expm1(math.log1p(radius / a) / (rings - 1)) * pixels_per_degree
-
-    low, high = math.log(0.01), math.log(1000.0)
-    # The step grows with a: halve the interval until it is a pixel.
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if step(math.exp(middle)) < 1 else (low, middle)
-    return math.exp(high)
-
-
-def _ladder(see: Section, make: Any) -> Ladder:
-    look = see.saccades
-    cmf_a = 1.0 if look.cmf_a is None else look.cmf_a  # a uniform grid has none
-    return Ladder(
-        look.fov, cmf_a, look.mode, look.field_geometry, look.fov_type, float(look.radius_norm), look.isotropic_plotting_type,
-        look.auto_match_cart_resources, look.ties, None, make,
-    )  # fmt: skip

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sightline.errors import ConfigError
-from sightline.fovea.saccades import NoSaccades, RandomSaccades, SaccadePolicy
+from sightline.fovea.saccades import InhibitedSaccades, NoSaccades, RandomSaccades, SaccadePolicy, SaliencySaccades
 
 Builder = Callable[[Any], SaccadePolicy]
 
@@ -81,6 +81,8 @@ POLICIES.register("multi_random", _random(near=False, centred=False))
 POLICIES.register("multi_random_train", _random(near=False, centred=True))
 POLICIES.register("multi_random_nearcenter", _random(near=True, centred=False))
 POLICIES.register("multi_random_nearcenter_train", _random(near=True, centred=True))
+POLICIES.register("inhibition", lambda net: InhibitedSaccades(net.retinal_transform, net.settings.saccades.n_fixations))
+POLICIES.register("saliency", lambda net: SaliencySaccades(net.retinal_transform, net.settings.saccades.n_fixations))
 # The names of the classes, as fovi has them.
 POLICIES.register("NoSaccadePolicy", POLICIES.get("none"))
 POLICIES.register("MultiRandomSaccadePolicy", POLICIES.get("multi_random"))

@@ -7,46 +7,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
+from sightline.fovea.buffers import PreciseBuffers
+from sightline.fovea.neighbours import Ties, find_neighbours
 from sightline.fovea.sampling import sample
 from sightline.fovea.sensor import SensorGrid
 
-_CHUNK = 4_000_000  # distances at a time
 
-
-def nearest_points(inner: SensorGrid, outer: SensorGrid, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k points of `inner` nearest to each point of `outer`, on the cortex (in the visual field for sensors without one).
-
-    Returns:
-        Indices (N, k) int64, nearest first, and distances (N, k) float64. Padding points around `inner` take part; their indices are
-        ``len(inner)`` and above. Of equally near points (to a relative 1e-6) the one with the lower index comes first.
-    """
-    points, around = inner.exact, outer.exact
-    if points.cortical is None or points.pad_cortical is None or around.cortical is None:
-        sources, targets = torch.cat((points.cartesian, points.pad_cartesian)), around.cartesian
-    else:
-        sources, targets = torch.cat((points.cortical, points.pad_cortical)), around.cortical
-    wrapped = inner.key.style == "logpolar"
-    indices, distances = [], []
-    for part in targets.split(max(1, _CHUNK // len(sources))):
-        if wrapped:
-            gap = (part[:, None] - sources[None]).abs()
-            squared = gap[..., 0] ** 2 + torch.minimum(gap[..., 1], 1 - gap[..., 1]) ** 2
-        else:
-            squared = torch.cdist(part, sources, compute_mode="donot_use_mm_for_euclid_dist").square()
-        # More candidates than asked for, so that points that tie with the last are all seen; then a stable order of rounded distances.
-        nearest, index = torch.topk(squared, min(len(sources), k + 32), dim=1, largest=False)
-        index, order = index.sort(dim=1)
-        distance = nearest.gather(1, order).sqrt()
-        unit = 1e-6 * distance.max(dim=1, keepdim=True).values.clamp_min(1e-300)
-        order = torch.round(distance / unit).argsort(dim=1, stable=True)[:, :k]
-        indices.append(index.gather(1, order))
-        distances.append(distance.gather(1, order))
-    return torch.cat(indices), torch.cat(distances)
-
-
-class PoolingSampler(nn.Module):
+class PoolingSampler(PreciseBuffers):
     """Means over the nearest points of a denser sensor, which are read from the nearest pixels.
 
     Args:
@@ -76,9 +44,10 @@ class PoolingSampler(nn.Module):
         if not 1 <= self.k <= len(self.receptors):
             raise ValueError(f"`pool_k` must be from 1 to the {len(self.receptors)} points of the denser sensor, got {self.k}")
         self.gauss_sigma = gauss_sigma
-        index, distance = nearest_points(self.receptors, sensor, self.k)
-        valid = torch.cat((self.receptors.exact.valid_mask, torch.zeros(len(self.receptors.exact.pad_cartesian), dtype=torch.bool)))
-        real = valid[index]
+        # On the cortex; in the visual field for sensors without one. Padding around the receptors takes places and counts for nothing.
+        ties: Ties = "fovi" if sensor.float32_recipe else "stable"
+        found = find_neighbours(self.receptors, sensor, self.k, space=sensor.exact.cortical is not None, ties=ties)
+        index, real, distance = found.candidate, ~found.padding, found.distance.double()
         counts = real.double()
         if gauss_sigma is not None:
             low, high = distance.amin(1, keepdim=True), distance.amax(1, keepdim=True)

@@ -157,6 +157,7 @@ class FoviNetProbe(nn.Module):
         num_classes: classes.
         dropout: before the linear layer.
 
+    >>> import torch
     >>> FoviNetProbe(8, "mean", 3).eval()(torch.rand(2, 5, 8)).sum(1)
     tensor([1.0000, 1.0000], grad_fn=<SumBackward1>)
     """

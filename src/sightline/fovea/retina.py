@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from sightline.fovea.buffers import PreciseBuffers
 from sightline.fovea.color import ColorDecay, luma_of
 from sightline.fovea.pooling import PoolingSampler
 from sightline.fovea.sampling import Fixation, batch_of_fixations, batch_of_sizes, check_images, sample
@@ -19,7 +20,7 @@ SAMPLERS = ("nearest", "bilinear", "pooling", "gaussian_pooling")
 Transform = Callable[[torch.Tensor], torch.Tensor]
 
 
-class GridSampler(nn.Module):
+class GridSampler(PreciseBuffers):
     """Reads single points of an image, see `sample`.
 
     Args:
@@ -44,7 +45,7 @@ class GridSampler(nn.Module):
         return f"fov={grid.fov}, cmf_a={grid.cmf_a}, style={grid.style}, resolution={grid.resolution}, mode={self.mode}, n={len(grid)}"
 
 
-class RetinalTransform(nn.Module):
+class RetinalTransform(PreciseBuffers):
     """What a sensor sees of images at given fixations.
 
     Args:

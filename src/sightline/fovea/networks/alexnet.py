@@ -44,9 +44,9 @@ class KNNAlexNetBlock(nn.Module):
     Forward: (B, in_channels, N_in) to (B, out_channels, N_out).
     """
 
-    conv_classes: ClassVar[Callable[[str], type[nn.Module]]] = staticmethod(knn_conv_class)
+    conv_classes: ClassVar[Any] = staticmethod(knn_conv_class)
     pool_class: ClassVar[type[KNNPool]] = KNNPool
-    sensor_class: ClassVar[Callable[..., SensorGrid]] = SensorGrid
+    sensor_class: ClassVar[Any] = SensorGrid
 
     def __init__(
         self,
@@ -88,15 +88,14 @@ class KNNAlexNetBlock(nn.Module):
             )  # fmt: skip
         if rung is None:
             rung = ladder.start(in_res if cart_res is None or not auto_match_cart_resources else cart_res)
-        if isinstance(conv_layer, str):
-            conv_layer = type(self).conv_classes(conv_layer)
+        make: Any = type(self).conv_classes(conv_layer) if isinstance(conv_layer, str) else conv_layer
         shared: dict[str, Any] = {"sample_cortex": sample_cortex, "ties": ties, "device": device}
-        below = ladder.below(rung, stride) if conv_layer is not None else rung
+        below = ladder.below(rung, stride) if make is not None else rung
         self.in_coords = rung.sensor
         self.conv: nn.Module | None = None
-        if conv_layer is not None:
+        if make is not None:
             side = reference_side(k, ref_frame_mult, arch_flag)
-            self.conv = conv_layer(in_channels, out_channels, k, rung.sensor, below.sensor, side=side, **shared)
+            self.conv = make(in_channels, out_channels, k, rung.sensor, below.sensor, side=side, **shared)
         self.norm = get_norm(norm_type or "none", len(below.sensor), out_channels, device=device)
         self.activation = activation() if activation is not None else None
         self.pool: nn.Module | None = None

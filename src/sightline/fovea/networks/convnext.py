@@ -7,7 +7,7 @@ something of a small sensor.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -149,8 +149,8 @@ class KNNConvNeXt(nn.Module):
         torch.Size([2, 3])
     """
 
-    conv_classes: ClassVar[Callable[[str], type[nn.Module]]] = staticmethod(knn_conv_class)
-    sensor_class: ClassVar[Callable[..., SensorGrid]] = SensorGrid
+    conv_classes: ClassVar[Any] = staticmethod(knn_conv_class)
+    sensor_class: ClassVar[Any] = SensorGrid
 
     def __init__(
         self,

@@ -110,6 +110,7 @@ def get_mlp(
         out: like ``inp``, for a last layer.
         offset_idx: the first block is ``fc_block_{offset_idx + 1}``.
 
+    >>> import torch
     >>> get_mlp(256, "64-10")(torch.rand(4, 256, 1))[0].shape
     torch.Size([4, 10])
     """

@@ -44,8 +44,8 @@ class _ResidualBlock(nn.Module):
     """
 
     expansion: ClassVar[int] = 1
-    conv_classes: ClassVar[Callable[[str], type[nn.Module]]] = staticmethod(knn_conv_class)
-    sensor_class: ClassVar[Callable[..., SensorGrid]] = SensorGrid
+    conv_classes: ClassVar[Any] = staticmethod(knn_conv_class)
+    sensor_class: ClassVar[Any] = SensorGrid
 
     def __init__(
         self,
@@ -183,8 +183,8 @@ class KNNResNet(nn.Module):
         torch.Size([2, 5])
     """
 
-    conv_classes: ClassVar[Callable[[str], type[nn.Module]]] = staticmethod(knn_conv_class)
-    sensor_class: ClassVar[Callable[..., SensorGrid]] = SensorGrid
+    conv_classes: ClassVar[Any] = staticmethod(knn_conv_class)
+    sensor_class: ClassVar[Any] = SensorGrid
     blocks: ClassVar[dict[str, type[_ResidualBlock]]] = {"basic": KNNResNetBasicBlock, "bottleneck": KNNResNetBottleneck}
 
     def __init__(

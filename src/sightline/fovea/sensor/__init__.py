@@ -1,5 +1,6 @@
 """Foveated sensors: where an eye samples the visual field, and where its samples lie on the cortex."""
 
+from sightline.fovea.sensor.acuity import smallest_cmf_a
 from sightline.fovea.sensor.geometry import Geometry
 from sightline.fovea.sensor.grid import FIELDS, STYLES, SensorGrid
 from sightline.fovea.sensor.layouts import LAYOUTS, plotting_layout
@@ -17,5 +18,6 @@ __all__ = [
     "num_points",
     "plotting_layout",
     "radius_limit",
+    "smallest_cmf_a",
     "to_surface",
 ]
