@@ -158,10 +158,10 @@ def node_major(values: torch.Tensor) -> torch.Tensor:
 def _by_grid_sample(images: torch.Tensor, points: torch.Tensor, fixations: torch.Tensor, sizes: torch.Tensor, mode: str) -> torch.Tensor:
     """(B, C, F, N); grid_sample counts columns and rows from -1 to 1 between the image's borders."""
     height, width = images.shape[2:]
-    # Rows and columns apart, the long axis inside: half of the time of the same on (..., 2).
+    # Rows and columns apart in memory, the long axis inside: grid_sample takes that too, and interleaving costs as much as sampling.
     cols = _between_borders(points[:, 0], fixations[..., 1:], sizes[..., 1:], width, mode)
     rows = _between_borders(-points[:, 1], fixations[..., :1], sizes[..., :1], height, mode)
-    return F.grid_sample(images, torch.stack((cols, rows), dim=-1), mode=mode, padding_mode="zeros", align_corners=False)
+    return F.grid_sample(images, torch.stack((cols, rows)).movedim(0, -1), mode=mode, padding_mode="zeros", align_corners=False)
 
 
 def _between_borders(axis: torch.Tensor, centre: torch.Tensor, size: torch.Tensor, length: int, mode: str) -> torch.Tensor:
@@ -176,10 +176,10 @@ def _between_borders(axis: torch.Tensor, centre: torch.Tensor, size: torch.Tenso
 def _gathered(images: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
     """Pixels (B, C, F, N) at integer positions (B, F, N); 0 outside."""
     batch, channels, height, width = images.shape
-    outside = (rows < 0) | (rows >= height) | (cols < 0) | (cols >= width)
-    place = rows.clamp(0, height - 1) * width + cols.clamp(0, width - 1)
-    planes = torch.arange(batch * channels, device=images.device).view(batch, channels, 1, 1) * (height * width)
-    index = place[:, None] + planes
+    row, col = rows.clamp(0, height - 1), cols.clamp(0, width - 1)
+    outside = (row != rows) | (col != cols)
+    planes = torch.arange(0, images.numel(), height * width, device=images.device).view(batch, channels, 1, 1)
+    index = torch.add(col, row, alpha=width)[:, None] + planes
     values = images.reshape(-1).index_select(0, index.view(-1)).view(index.shape)
     return values.masked_fill(outside[:, None], 0)
 
