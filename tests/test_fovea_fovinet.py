@@ -268,7 +268,7 @@ def test_wrong_images_are_refused_and_nan_is_kept(net: FoviNet) -> None:
         (["model.arch=fovi_alexnt2023"], "did you mean 'fovi_alexnet2023'"),
         (["saccades.mode=logpolar_as_grid"], "reads points: take saccades.mode=logpolar"),
         (["saccades.mode=null"], "mode must not be null"),
-        (["model.arch=alexnet2023"], "reads a grid: take saccades.mode=isotropic_as_grid"),
+        (["model.arch=alexnet2023"], "reads a grid: take saccades.mode=uniform_as_grid"),
     ],
 )
 def test_configurations_that_contradict_themselves_are_refused(overrides: list[str], message: str) -> None:

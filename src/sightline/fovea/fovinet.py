@@ -313,7 +313,7 @@ class FoviNet(nn.Module):
         """
         given = {name.removeprefix("module."): value for name, value in state_dict.items()}
         ours = self.state_dict()
-        for name in ours.keys() & given.keys():
+        for name in (name for name in ours if name in given):
             if tuple(ours[name].shape) != tuple(given[name].shape):
                 raise CheckpointError(self._other_shape(name, tuple(given[name].shape), tuple(ours[name].shape)))
         missing, unknown = sorted(ours.keys() - given.keys()), sorted(given.keys() - ours.keys())
