@@ -103,6 +103,8 @@ def wrapped(backbone: nn.Module, cfg: Section, device: _Device = None) -> Backbo
 
 def _sensor_options(cfg: Section, device: _Device) -> dict[str, Any]:
     see = cfg.saccades
+    if see.mode is None:
+        raise ConfigError(f"model.arch {cfg.model.arch} reads a sensor: saccades.mode must not be null")
     return {
         "fov": see.fov, "cmf_a": see.cmf_a, "style": see.mode, "auto_match_cart_resources": see.auto_match_cart_resources,
         "sample_cortex": see.sample_cortex, "isotropic_plotting_type": see.isotropic_plotting_type, "fov_type": see.fov_type,
