@@ -202,6 +202,16 @@ def memory(result: Result) -> str:
     return table(["state", "reported MiB", "gained MiB", "ratio", "shared weights MiB"], rows)
 
 
+def retina(result: Result) -> str:
+    """Times beside fovi's."""
+    rows = []
+    for case in result["cases"]:
+        time = medians(case)
+        faster = ratio(time["fovi"] / time["ours"]) if "fovi" in time else "-"
+        rows.append([case["case"], milliseconds(time["ours"]), milliseconds(time.get("fovi")), faster])
+    return table(["", "ours ms", "fovi 2.4.0 ms", "times as fast"], rows)
+
+
 def gates(result: Result) -> str:
     """Global gates: exact against held, at the same thresholds."""
     rows = []
@@ -320,6 +330,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "tune": ("tune", tune),
     "memory": ("memory", memory),
     "gates": ("gates", gates),
+    "retina": ("retina", retina),
     "camera": ("camera", camera),
     "sensornoise": ("camera", sensor_noise),
     "sweep": ("models", sweep),

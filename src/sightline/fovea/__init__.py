@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         SaliencySaccades,
     )
     from sightline.fovea.sensor import SensorGrid, match_resolution, num_points
+    from sightline.fovea.video import FoveaStream, stream
 
 # Public name: the module below this package that holds it.
 _HOMES = {
@@ -100,12 +101,14 @@ _HOMES = {
     "NoSaccades": "saccades",
     "RandomSaccades": "saccades",
     "SaccadePolicy": "saccades",
+    "FoveaStream": "video",
     "InhibitedSaccades": "saccades",
     "PrioritySaccades": "saccades",
     "SaliencySaccades": "saccades",
     "SensorGrid": "sensor",
     "match_resolution": "sensor",
     "num_points": "sensor",
+    "stream": "video",
 }
 
 __all__ = [
@@ -114,6 +117,7 @@ __all__ = [
     "ColorDecay",
     "DenseAlexNet",
     "DenseResNet",
+    "FoveaStream",
     "FoviNet",
     "FoviNetProbe",
     "FoviNetProbes",
@@ -158,6 +162,7 @@ __all__ = [
     "match_resolution",
     "neighbour_table",
     "num_points",
+    "stream",
 ]
 
 

@@ -129,6 +129,7 @@ void State::run(int first, int last) {
       case Kind::kBinary: run_elementwise(i); break;
       case Kind::kGather: run_gather(i); break;
       case Kind::kMean: run_mean(i); break;
+      case Kind::kKnn: run_knn(i); break;
       case Kind::kUnion: {
         Mask &to = changed[(size_t)program->tensors[(size_t)s.out].mask], &from = sites[(size_t)i];
         to.bits = from.bits;
@@ -219,6 +220,8 @@ int64_t State::bytes() const {
     vec(s->flags);
     total += (int64_t)(s->ring.size + s->middle.size) * 4;
     vec(s->ring_row);
+    vec(s->owners);
+    vec(s->starts);
     vec(s->list);
     vec(s->expand_list);
     vec(s->places);

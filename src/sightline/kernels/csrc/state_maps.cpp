@@ -37,7 +37,7 @@ void State::run_windows(int step) {
       float* out = rows + (int64_t)i * ldr;
       if (max) {
         if (t) k.max_pixel(w.taps.data(), t, out, tout.c);
-        else std::fill(out, out + ldr, -INFINITY);
+        else std::fill(out, out + ldr, s.fill);
       } else {
         const float d = s.divisor != 0 ? s.divisor : s.div_y[at.y] * s.div_x[at.x];
         k.weighted_pixel(w.taps.data(), ay.taps, ax.taps, s.wy.data() + (size_t)at.y * ay.taps, s.wx.data() + (size_t)at.x * ax.taps, d,
