@@ -208,7 +208,8 @@ class FoviNet(nn.Module):
     @staticmethod
     def _unfolded(values: Tensor, samples: Tensor) -> Tensor:
         """(F * B, ...) to (B, F, ...)."""
-        return values.unflatten(0, (samples.shape[1], samples.shape[0])).transpose(0, 1)
+        apart: Tensor = values.unflatten(0, (samples.shape[1], samples.shape[0]))
+        return apart.transpose(0, 1)
 
     @property
     def _backbone(self) -> nn.Module:
