@@ -134,7 +134,7 @@ def main() -> None:
     torch.set_num_threads(1)
     epochs, seeds = (2, 1) if options.quick else (options.epochs, options.seeds)
     extra = ["data.scenes.train=128", "data.scenes.val=60", "data.scenes.ramp=1", "training.warmup_epochs=0"] if options.quick else []
-    result: dict[str, Any] = {"schema": 1, "benchmark": "train-fovea", **metadata(1), "epochs": epochs, "cases": []}
+    result: dict[str, Any] = {"schema": 1, "benchmark": "train-fovea", "quick": options.quick, **metadata(1), "epochs": epochs, "cases": []}
     if options.output.exists():
         before = json.loads(options.output.read_text(encoding="utf-8"))
         if before["epochs"] == epochs:
