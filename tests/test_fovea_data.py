@@ -215,7 +215,7 @@ def test_torchvision_datasets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert batch.images.shape == (4, 3, 8, 8) and batch.images.dtype == torch.uint8
     chosen: dict[str, Any] = {}
 
-    class Recorded(datasets.FakeData):  # type: ignore[misc, name-defined]
+    class Recorded(datasets.FakeData):  # type: ignore[misc]
         def __init__(self, root: str, split: str, download: bool = False) -> None:
             chosen.update(root=root, split=split, download=download)
             super().__init__(3, (3, 8, 8), 2)

@@ -139,7 +139,8 @@ def two_processes(fabric: Any, loss: Any, first: torch.Tensor, second: torch.Ten
     half = slice(3 * fabric.global_rank, 3 * fabric.global_rank + 3)
     value = loss(*module(torch.cat([first[half], second[half]])).split(3))
     fabric.backward(value)
-    results[fabric.global_rank] = (float(value), layer.weight.grad.tolist())
+    assert layer.weight.grad is not None
+    results[fabric.global_rank] = (value.item(), layer.weight.grad.tolist())
 
 
 @pytest.mark.filterwarnings("ignore")  # of forking with threads, and of deprecated names inside the peers
