@@ -212,6 +212,16 @@ def retina(result: Result) -> str:
     return table(["", "ours ms", "fovi 2.4.0 ms", "times as fast"], rows)
 
 
+def fovea(result: Result) -> str:
+    """Foveated networks beside fovi's and dense ones."""
+    rows = []
+    for case in result["cases"]:
+        time = medians(case)
+        faster = ratio(time["fovi"] / time["ours"]) if "fovi" in time else "-"
+        rows.append([case["case"], milliseconds(time["ours"]), milliseconds(time.get("fovi")), faster, milliseconds(time.get("dense"))])
+    return table(["", "ours ms", "fovi 2.4.0 ms", "times as fast", "dense ms"], rows)
+
+
 def gates(result: Result) -> str:
     """Global gates: exact against held, at the same thresholds."""
     rows = []
@@ -331,6 +341,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "memory": ("memory", memory),
     "gates": ("gates", gates),
     "retina": ("retina", retina),
+    "fovea": ("fovea", fovea),
     "camera": ("camera", camera),
     "sensornoise": ("camera", sensor_noise),
     "sweep": ("models", sweep),
