@@ -127,6 +127,21 @@ def motion(result: Result) -> str:
     return table(["clip", "motion", "dense run", *(f"{level:g} units" for level in levels)], rows)
 
 
+def fovea_video(result: Result) -> str:
+    """Work and time per frame of a network that looks, by threshold."""
+    rows = []
+    for case in result["cases"]:
+        found = {row["contestant"]: row for row in case["rows"]}
+        network, whole = (found[name]["mean_seconds"] for name in ("network", "computed whole"))
+        cells = [case["case"], milliseconds(network), milliseconds(whole)]
+        for row in case["rows"]:
+            if "macs_share" in row:
+                cells.append(f"{percent(row['macs_share'])} / {ratio(network / row['mean_seconds'])} / {row['relative_l2']:.1g}")
+        rows.append(cells)
+    thresholds = [row["contestant"] for row in result["cases"][0]["rows"] if "macs_share" in row]
+    return table(["clip", "network ms", "computed whole ms", *thresholds], rows)
+
+
 def motion_cost(result: Result) -> str:
     """Milliseconds of the estimator beside a dense network."""
     case = result["cases"][0]
@@ -210,6 +225,16 @@ def retina(result: Result) -> str:
         faster = ratio(time["fovi"] / time["ours"]) if "fovi" in time else "-"
         rows.append([case["case"], milliseconds(time["ours"]), milliseconds(time.get("fovi")), faster])
     return table(["", "ours ms", "fovi 2.4.0 ms", "times as fast"], rows)
+
+
+def fovea(result: Result) -> str:
+    """Foveated networks beside fovi's and dense ones."""
+    rows = []
+    for case in result["cases"]:
+        time = medians(case)
+        faster = ratio(time["fovi"] / time["ours"]) if "fovi" in time else "-"
+        rows.append([case["case"], milliseconds(time["ours"]), milliseconds(time.get("fovi")), faster, milliseconds(time.get("dense"))])
+    return table(["", "ours ms", "fovi 2.4.0 ms", "times as fast", "dense ms"], rows)
 
 
 def gates(result: Result) -> str:
@@ -362,10 +387,12 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "video": ("video", video),
     "motion": ("motion", motion),
     "motioncost": ("motion", motion_cost),
+    "foveavideo": ("fovea_video", fovea_video),
     "tune": ("tune", tune),
     "memory": ("memory", memory),
     "gates": ("gates", gates),
     "retina": ("retina", retina),
+    "fovea": ("fovea", fovea),
     "camera": ("camera", camera),
     "sensornoise": ("camera", sensor_noise),
     "sweep": ("models", sweep),

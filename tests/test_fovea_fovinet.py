@@ -381,6 +381,18 @@ def test_weights_of_another_geometry_are_refused_with_both_named() -> None:
     assert result.unexpected_keys == ["extra.weight"]
 
 
+def test_weights_of_the_same_shapes_from_another_sensor_are_refused_where_their_geometry_is_known(tmp_path: Path) -> None:
+    net, other = _net(), _net("saccades.field_geometry=legacy")
+    assert net.load_state_dict(other.state_dict()).missing_keys == []  # weights alone do not tell
+    with pytest.raises(CheckpointError, match=r"another geometry: backbone\.layers\.0\.conv has .*legacy.*in it, and .*planar.* here"):
+        net.load_state_dict(other.state_dict(), geometry=other.geometry())
+    assert net.load_state_dict(other.state_dict(), geometry=net.geometry()).missing_keys == []
+    base = _save(tmp_path, other, _config(), layout="plain")
+    torch.save({"state_dict": other.state_dict(), "geometry": other.geometry()}, base / "state_dict.pth")
+    with pytest.raises(CheckpointError, match="another geometry"):
+        get_model_from_base_fn("mine", model_dirs=[tmp_path])
+
+
 def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing is downloaded"):
         load_config("nowhere", load=True, folder=tmp_path)
