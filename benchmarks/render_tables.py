@@ -1,4 +1,4 @@
-"""Renders the tables in README.md, docs/benchmarks.md and docs/models.md from benchmarks/results/*.json.
+"""Renders the tables in README.md, docs/benchmarks.md, docs/fovea.md and docs/models.md from benchmarks/results/*.json.
 
 A table stands between ``<!-- table:NAME -->`` and ``<!-- /table -->``; NAME is one of `TABLES`, followed by the number of threads where
 that is not 1 (``layers-2``). A marker whose results are missing becomes one sentence that says so. ``--check`` writes nothing and
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "models.md")
+FILES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "fovea.md", ROOT / "docs" / "models.md")
 MARKER = re.compile(r"(<!-- table:([\w.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 SCHEMA = 1
 DENSE = ("eager", "torch.compile", "onnxruntime", "openvino")
@@ -405,7 +405,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a file is not up to date")
     parser.add_argument("--results", type=Path, default=Path(__file__).resolve().parent / "results", help="folder of the result files")
     parser.add_argument(
-        "files", nargs="*", type=Path, default=FILES, help="Markdown files; default: README.md, docs/benchmarks.md, docs/models.md"
+        "files", nargs="*", type=Path, default=FILES, help="Markdown files; default: README.md, docs/benchmarks.md, docs/fovea.md, docs/models.md"
     )
     arguments = parser.parse_args()
     stale = []
