@@ -141,7 +141,7 @@ def sample(images: torch.Tensor, points: torch.Tensor, fixations: torch.Tensor, 
     else:
         rows, cols = positions(points, fixations, sizes, height, width)
         if mode == "nearest":
-            values = _gathered(images, torch.round(rows - 0.5).long(), torch.round(cols - 0.5).long())
+            values = _gathered(images, torch.round(rows.detach() - 0.5), torch.round(cols.detach() - 0.5))
         else:
             values = _bilinear(images, rows - 0.5, cols - 0.5)
     return node_major(values)
@@ -174,22 +174,23 @@ def _between_borders(axis: torch.Tensor, centre: torch.Tensor, size: torch.Tenso
 
 
 def _gathered(images: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
-    """Pixels (B, C, F, N) at integer positions (B, F, N); 0 outside."""
+    """Pixels (B, C, F, N) at whole numbers (B, F, N); 0 outside."""
     batch, channels, height, width = images.shape
     row, col = rows.clamp(0, height - 1), cols.clamp(0, width - 1)
     outside = (row != rows) | (col != cols)
-    planes = torch.arange(0, images.numel(), height * width, device=images.device).view(batch, channels, 1, 1)
-    index = torch.add(col, row, alpha=width)[:, None] + planes
+    # Half as wide where that suffices: building the index is most of the work.
+    kind = torch.int32 if images.numel() < 2**31 else torch.int64
+    planes = torch.arange(0, images.numel(), height * width, dtype=kind, device=images.device).view(batch, channels, 1, 1)
+    index = torch.add(col.to(kind), row.to(kind), alpha=width)[:, None] + planes
     values = images.reshape(-1).index_select(0, index.view(-1)).view(index.shape)
-    return values.masked_fill(outside[:, None], 0)
+    return values.masked_fill_(outside[:, None], 0)
 
 
 def _bilinear(images: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
     """Weighted means (B, C, F, N) of four pixels, in float32; positions count from the centre of the first pixel."""
     top, left = rows.detach().floor(), cols.detach().floor()
     down, right = (rows - top)[:, None], (cols - left)[:, None]
-    y, x = top.long(), left.long()
-    first = torch.lerp(_gathered(images, y, x).float(), _gathered(images, y, x + 1).float(), right)
-    second = torch.lerp(_gathered(images, y + 1, x).float(), _gathered(images, y + 1, x + 1).float(), right)
+    first = torch.lerp(_gathered(images, top, left).float(), _gathered(images, top, left + 1).float(), right)
+    second = torch.lerp(_gathered(images, top + 1, left).float(), _gathered(images, top + 1, left + 1).float(), right)
     values = torch.lerp(first, second, down)
     return values if images.dtype == torch.uint8 else values.to(images.dtype)
