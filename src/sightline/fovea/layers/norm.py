@@ -32,10 +32,11 @@ class KNNBatchNorm(nn.BatchNorm1d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, N) to (B, C, N)."""
         _check(self, x, self.num_features, None)
-        # Nodes as images of `batch` pixels, channels last, where PyTorch's kernel runs along channels; all of it views of node-major maps.
-        pixels = node_major(x).permute(0, 2, 1)[..., None]
+        batch, channels, nodes = x.shape
+        # As channels-last pixels of one row, where PyTorch's kernel runs along channels; a view of node-major maps.
+        pixels = node_major(x).view(1, nodes * batch, 1, channels).permute(0, 3, 1, 2)
         normed: Tensor = super().forward(pixels)
-        return normed[..., 0].permute(2, 1, 0)
+        return as_map(normed.permute(0, 2, 3, 1).reshape(nodes, batch, channels))
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Nothing: `forward` has checked what it was given."""
