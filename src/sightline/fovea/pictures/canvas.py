@@ -30,7 +30,12 @@ SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def figure(
-    columns: int, rows: int, *, cell: tuple[float, float] = (3.2, 3.2), projection: str | None = None, heights: Sequence[float] | None = None
+    columns: int,
+    rows: int,
+    *,
+    cell: tuple[float, float] = (3.2, 3.2),
+    projection: str | None = None,
+    heights: Sequence[float] | None = None,
 ) -> tuple[Figure, list[Axes]]:
     """An empty figure and its axes, row by row; `cell` is the size of each in inches, `heights` those of the rows in cells.
 

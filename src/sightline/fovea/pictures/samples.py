@@ -133,5 +133,5 @@ def view_values(
 
         axes.imshow(np.ma.masked_where(shown < 0, shown * 0), extent=box, interpolation="nearest", cmap=ListedColormap([canvas.NOTHING]))
     filled = np.ma.masked_where((shown < 0) | (values[shown] == nothing), values[shown])
-    axes.imshow(filled, extent=box, interpolation="nearest", cmap=colours)
+    axes.imshow(filled, extent=box, interpolation="nearest", cmap=colours, vmin=nothing)
     canvas.bare(axes)
