@@ -425,8 +425,10 @@ _function("flat pixel", lambda x, f: f(F.relu(torch.flatten(F.adaptive_avg_pool2
 _function(
     "two linears", lambda x, f, g: g(F.hardswish(f(x.mean((2, 3))))), (3, 21, 6, 7), lambda: nn.Linear(21, 33), lambda: nn.Linear(33, 3)
 )
-_function("softmax over channels", lambda x: torch.softmax(x, 1), (2, 5, 6, 7), native=False)
-_function("softmax of a vector", lambda x: torch.softmax(x.mean((2, 3)), 1), (2, 5, 6, 7), native=False)
+_function("softmax over channels", lambda x: torch.softmax(x, 1), (2, 5, 6, 7))
+_function("softmax of many channels", lambda x: torch.softmax(30 * x, 1), (1, 37, 6, 7))
+_function("softmax of a vector", lambda x: torch.softmax(x.mean((2, 3)), 1), (2, 5, 6, 7))
+_function("softmax over columns", lambda x: torch.softmax(x, 3), (2, 5, 6, 7), native=False)
 
 # -- ops without a rule, between native ones ---------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import torch
 
 from sightline import kernels
 from sightline.errors import BackendError, FrameError
-from sightline.graph.executor import Executor, own, run_chain, same, tensors_of
+from sightline.graph.executor import Executor, own, run_chain, same, shares, tensors_of
 from sightline.graph.ir import Node
 from sightline.graph.lower import NOT_HELD, Lowered, Segment, lower
 from sightline.graph.outputs import Outputs
@@ -95,6 +95,7 @@ class NativeExecutor(Executor):
                 self._views[step.head] = value.to(lowered.dtype) if isinstance(value, torch.Tensor) and value.dtype == captured else value
         self._opaque: dict[Node, object] = {}
         self._opaque_changed: set[Node] = set()
+        self._opaque_views: set[Node] = set()  # those that share memory with what they read
         self._opaque_ran: set[Step] = set()
         self._opaque_needless: set[Step] = set()
         self._opaque_stale: set[Step] = set()
@@ -176,8 +177,14 @@ class NativeExecutor(Executor):
             n, c, h, w = result.stride() if result.dim() == 4 else (result.stride(0), result.stride(1), 0, 0)
             state.publish_external(native_id, result.data_ptr(), n, c, h, w)
             return
-        if not same(self._opaque.get(node), value):
-            self._opaque[node] = own(value, [self._read(source) for source in step.reads])
+        sources = [self._read(source) for source in step.reads]
+        if isinstance(value, torch.Tensor) and shares(value, sources):  # it is what it reads, seen otherwise: nothing to hold or compare
+            self._opaque[node] = value
+            self._opaque_views.add(node)
+            self._opaque_changed.add(node)
+        elif not same(self._opaque.get(node), value):
+            self._opaque[node] = own(value, sources)
+            self._opaque_views.discard(node)
             self._opaque_changed.add(node)
 
     def _wants_opaque(self, step: Step, inputs_changed: bool) -> bool:
@@ -336,7 +343,8 @@ class NativeExecutor(Executor):
                 seen.add(storage)
                 table[node.name] = self._storages[storage].nbytes
         for node, value in self._opaque.items():
-            table[node.name] = sum(t.nbytes for t in tensors_of(value))
+            if node not in self._opaque_views:
+                table[node.name] = sum(t.nbytes for t in tensors_of(value))
         if any(outputs.nbytes for outputs in self._outputs.values()):
             table["returned outputs"] = sum(outputs.nbytes for outputs in self._outputs.values())
         table["masks and scratch"] = int(self._state.bytes)

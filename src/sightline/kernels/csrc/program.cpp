@@ -334,6 +334,13 @@ int Program::add_max_pool(int out, int in, int rows, int cols) {
   const Link link = window(in, rows, cols);
   Step& s = push(Kind::kMaxPool, out);
   s.links.push_back(link);
+  auto sees_nothing = [](const Axis& a) {
+    for (int o = 0; o < a.out; ++o)
+      if (*std::max_element(a.index.begin() + (size_t)o * a.taps, a.index.begin() + (size_t)(o + 1) * a.taps) < 0) return true;
+    return false;
+  };
+  if (sees_nothing(axes[(size_t)rows]) || sees_nothing(axes[(size_t)cols]))
+    lowest_elements = std::max<int64_t>(lowest_elements, tensors[(size_t)in].c + 64);
   return (int)steps.size() - 1;
 }
 
@@ -377,6 +384,12 @@ int Program::add_channel_norm(int out, int in, const float* scale, const float* 
   return step;
 }
 
+int Program::add_softmax(int out, int in) {
+  const int step = add_pointwise(out, in, nullptr, nullptr);
+  steps[(size_t)step].softmax = true;
+  return step;
+}
+
 int Program::add_binary(int out, int a, int b, int op) {
   const Tensor to = tensors.at((size_t)out);
   Step& s = push(Kind::kBinary, out);
@@ -390,6 +403,35 @@ int Program::add_binary(int out, int a, int b, int op) {
   }
   return (int)steps.size() - 1;
 }
+
+namespace {
+
+// Runs of channels as Kernels::gather takes them; empty if they leave channels out.
+std::vector<int32_t> picks(const std::vector<ChannelRun>& runs, int channels, int lanes) {
+  std::vector<int32_t> source((size_t)channels, -1), out;
+  for (const ChannelRun& run : runs)
+    for (int i = 0; i < run.length; ++i) source[(size_t)(run.dst + i)] = run.src + i;
+  for (int at = 0; at < channels; at += lanes) {
+    const int32_t* from = source.data() + at;
+    const int n = std::min(lanes, channels - at);
+    if (*std::min_element(from, from + n) < 0) return {};
+    const int first = *std::min_element(from, from + n);
+    int second = -1;
+    for (int i = 0; i < n; ++i)
+      if (from[i] >= first + lanes && (second < 0 || from[i] < second)) second = from[i];
+    if (second < 0) second = first;
+    const bool anywhere = *std::max_element(from, from + n) >= second + lanes;
+    out.push_back(anywhere ? -1 : first);
+    out.push_back(anywhere ? -1 : second);
+    for (int i = 0; i < lanes; ++i) {
+      const int from_here = i < n ? from[i] : first;
+      out.push_back(anywhere ? from_here : from_here < first + lanes ? from_here - first : lanes + from_here - second);
+    }
+  }
+  return out;
+}
+
+}  // namespace
 
 int Program::add_gather(int out, float fill) {
   push(Kind::kGather, out).fill = fill;
@@ -411,6 +453,14 @@ void Program::add_gather_part(int step, int in, int rows, int cols, int period_y
       throw std::invalid_argument("gather: channels outside the map");
     part.runs.at((size_t)runs[i]).push_back(ChannelRun{runs[i + 1], runs[i + 2], runs[i + 3]});
   }
+  for (const auto& list : part.runs) {
+    part.picks.push_back(picks(list, tout.c, k->lanes));
+    if (part.picks.back().empty()) {
+      part.picks.clear();
+      break;
+    }
+  }
+  part.whole = part.runs.size() == 1 && part.runs[0].size() == 1 && part.runs[0][0].dst == 0 && part.runs[0][0].src == 0 && part.runs[0][0].length == tout.c;
   s.links.push_back(link);
   s.parts.push_back(std::move(part));
 }

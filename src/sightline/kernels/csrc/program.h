@@ -80,6 +80,9 @@ struct GatherPart {
   int link = -1;
   int period_y = 1, period_x = 1;
   std::vector<std::vector<ChannelRun>> runs;  // [period_y * period_x]
+  // The same as Kernels::gather takes it; empty where a part leaves channels to others.
+  std::vector<std::vector<int32_t>> picks;
+  bool whole = false;  // all channels in their order, from one position each
 };
 
 struct Step {
@@ -103,6 +106,7 @@ struct Step {
   // weighted windows
   std::vector<float> wy, wx, div_y, div_x;
   float divisor = 0;
+  bool softmax = false;  // pointwise: over the channels of each pixel
   float normalize = -1;  // pointwise: of each pixel first subtract its mean over channels and divide by sqrt(variance + this); < 0: not
   // A block: this step computes the maps of one or two steps before it as it goes, and they are not held.
   int expand = -1;     // step whose map the depthwise convolution reads
@@ -133,6 +137,7 @@ class Program {
   int add_pointwise(int out, int in, const float* scale, const float* shift);
   // Normalizes every pixel over its channels, then scales and shifts.
   int add_channel_norm(int out, int in, const float* scale, const float* shift, float epsilon);
+  int add_softmax(int out, int in);  // over the channels of every pixel
   int add_binary(int out, int a, int b, int op);
   int add_gather(int out, float fill);
   void add_gather_part(int step, int in, int rows, int cols, int period_y, int period_x, const std::vector<int32_t>& runs);
@@ -153,7 +158,7 @@ class Program {
   std::vector<Axis> axes;
   std::vector<Step> steps;
   int masks = 0;
-  int64_t zero_elements = 64;
+  int64_t zero_elements = 64, lowest_elements = 0;  // of what lies outside a map: zeros, and -inf where a maximum may see nothing else
 
  private:
   Step& push(Kind kind, int out);
@@ -227,6 +232,7 @@ class State {
   struct Scratch {
     Aligned rows;
     std::vector<const Raw*> taps, lines;
+    std::vector<const int32_t*> picks;
     std::vector<float> sums;
     std::vector<uint8_t> flags;
     // of blocks
@@ -246,10 +252,12 @@ class State {
   void list_categories(int step);
   Publish publisher(int step);
   void note_density(int step, const Publish& pub);
-  void mark_changed(int step, const Site* list, int n, const uint8_t* flags);
+  void mark_changed(int step, const Publish& pub, const Site* list, int n, const uint8_t* flags);
   void finish(int step, const Publish& pub, float* rows, int ldr, const Site* list, int n, uint8_t* flags);
   template <class F>
   void split_list(int chunk, int64_t work_per_site, F&& body);
+  template <class F>
+  void for_pixels(int step, int64_t work_per_site, F&& compute);
   template <class F>
   void for_chunks(int step, int64_t work_per_site, F&& compute);
   void run_conv(int step);
@@ -271,6 +279,7 @@ class State {
   void run_windows(int step);
   void run_elementwise(int step);
   void run_gather(int step);
+  void run_gather_parts(int step);
   void run_mean(int step);
   void filter_vote(Mask& m) const;
   void filter_block(Mask& m) const;
@@ -282,7 +291,7 @@ class State {
   std::vector<uint8_t> row_tmp_, row_in_, row_or_, row_or_any_;
   std::vector<Aligned> row_sums_;   // per step, for means
   std::vector<uint8_t> resum_;      // images of the mean being run, any row of which may have changed unseen
-  Aligned zeros_, held_frame_;
+  Aligned zeros_, lowest_, held_frame_;  // zeros, and -inf: what lies outside a map
   Aligned big_rows_;
   std::vector<const Raw*> big_taps_;
   std::vector<float> big_sums_;

@@ -65,6 +65,12 @@ State::State(std::shared_ptr<const Program> p, std::vector<Raw*> given) : progra
     if (s.kind == Kind::kInput) held_frame_ = Aligned(((size_t)t.pixels() * t.c + 64) * (size_t)program->k->element / sizeof(float));
   }
   zeros_ = Aligned((size_t)program->zero_elements);  // as floats, which is enough for either element
+  if (program->lowest_elements) {
+    lowest_ = Aligned((size_t)program->lowest_elements);
+    const uint16_t half = 0xff80;
+    if (program->k->element == 4) std::fill_n(lowest_.data, lowest_.size, -INFINITY);
+    else std::fill_n(reinterpret_cast<uint16_t*>(lowest_.data), 2 * lowest_.size, half);
+  }
 }
 
 void State::reset() {
@@ -159,7 +165,7 @@ void State::publish_external(int step, const float* data, int64_t sn, int64_t sc
   const Tensor& t = program->tensors[(size_t)program->steps[(size_t)step].out];
   changed[(size_t)t.mask].clear();
   list_sites(step);
-  for_chunks(step, t.c, [&](const Site* list, int n, float* rows, int ldr, Scratch&) {
+  for_chunks(step, t.c, [&](const Publish&, const Site* list, int n, float* rows, int ldr, Scratch&) {
     for (int i = 0; i < n; ++i) {
       const float* x = data + (list[i].index / (t.h * t.w)) * sn + list[i].y * sh + list[i].x * sw;
       for (int c = 0; c < t.c; ++c) rows[(int64_t)i * ldr + c] = x[c * sc];
@@ -203,7 +209,7 @@ double State::tensor_std(int tensor, bool computed_only) const {
 }
 
 int64_t State::bytes() const {
-  int64_t total = (int64_t)(zeros_.size + held_frame_.size + big_rows_.size) * 4;
+  int64_t total = (int64_t)(zeros_.size + lowest_.size + held_frame_.size + big_rows_.size) * 4;
   auto vec = [&](const auto& v) { total += (int64_t)(v.capacity() * sizeof(v[0])); };
   for (const auto* masks : {&changed, &sites, &needed, &stale})
     for (const Mask& m : *masks) {
@@ -214,6 +220,7 @@ int64_t State::bytes() const {
     total += (int64_t)sizeof(Scratch);
     total += (int64_t)s->rows.size * 4;
     vec(s->taps);
+    vec(s->picks);
     vec(s->lines);
     vec(s->sums);
     vec(s->flags);
