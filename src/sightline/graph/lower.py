@@ -525,7 +525,7 @@ class _Lowering:
     def _emit_flatten(self, step: Step) -> None:
         node, source = step.head, step.inputs[0]
         base = self._read(source)
-        storage, offset, (n, h, w, c), ld = self.out.views[base]
+        _, h, w, _ = self.out.views[base][2]
         if h * w == 1:
             return self._renamed(step, base)
         if node not in self.plan.graph.outputs and all(user.op == "linear" for user in self.users[node]):

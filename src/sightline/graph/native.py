@@ -10,6 +10,7 @@ import torch
 
 from sightline import kernels
 from sightline.errors import BackendError, FrameError
+from sightline.graph.arena import arena
 from sightline.graph.executor import Executor, own, run_chain, same, shares, tensors_of
 from sightline.graph.ir import Node
 from sightline.graph.lower import NOT_HELD, Lowered, Segment, lower
@@ -78,10 +79,8 @@ class NativeExecutor(Executor):
         module = kernels.native()
         assert module is not None
         program = lowered.program
-        self._storages = [
-            lowered.constants[i] if i in lowered.constants else torch.empty(int(size), dtype=lowered.dtype)
-            for i, size in enumerate(program.storages)
-        ]
+        sizes = [0 if i in lowered.constants else int(size) for i, size in enumerate(program.storages)]
+        self._storages = [lowered.constants.get(i, memory) for i, memory in enumerate(arena(sizes, lowered.dtype))]
         self._state = module.State(program, [s.data_ptr() for s in self._storages])
         self._state.set_norm(_NORMS[norm])
         self._state.set_filter(_FILTERS[noise])

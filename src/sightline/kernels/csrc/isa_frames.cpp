@@ -59,22 +59,29 @@ SL_INLINE void write_pixels(const E* x, int64_t xp, E* held, int64_t hp, E* out,
 }
 
 #if defined(__AVX512F__) && !SL_BF16
+// Lane i of the v-th vector of interleaved pixels is channel j % 3 of pixel j / 3, j = v * W + i: `two` brings the first and second plane
+// to their places, `three` puts the third one's pixels in between.
+struct Interleaving {
+  alignas(64) int32_t two[3][W], three[3][W];
+  constexpr Interleaving() : two(), three() {
+    for (int j = 0; j < 3 * W; ++j) {
+      two[j / W][j % W] = j / 3 + (j % 3 == 1 ? W : 0);
+      three[j / W][j % W] = j % 3 == 2 ? W + j / 3 : j % W;
+    }
+  }
+};
+constexpr Interleaving kInterleaving;
+
 // W pixels of three planes, all of them changed: the planes are copied and interleaved in registers.
 SL_INLINE void write_three_planes(const E* x, int64_t xp, E* held, int64_t hp, E* out) {
   const VF r = load(x), g = load(x + xp), b = load(x + 2 * xp);
   store(held, r);
   store(held + hp, g);
   store(held + 2 * hp, b);
+#pragma GCC unroll 3
   for (int v = 0; v < 3; ++v) {
-    // Lane i of vector v is channel j % 3 of pixel j / 3, j = v * W + i: red and green first, then blue in between.
-    alignas(64) int32_t two[W], three[W];
-    for (int i = 0; i < W; ++i) {
-      const int j = v * W + i;
-      two[i] = j / 3 + (j % 3 == 1 ? W : 0);
-      three[i] = j % 3 == 2 ? W + j / 3 : i;
-    }
-    const __m512 mixed = _mm512_permutex2var_ps((__m512)r, _mm512_load_si512(two), (__m512)g);
-    store(out + v * W, (VF)_mm512_permutex2var_ps(mixed, _mm512_load_si512(three), (__m512)b));
+    const __m512 mixed = _mm512_permutex2var_ps((__m512)r, _mm512_load_si512(kInterleaving.two[v]), (__m512)g);
+    store(out + v * W, (VF)_mm512_permutex2var_ps(mixed, _mm512_load_si512(kInterleaving.three[v]), (__m512)b));
   }
 }
 #endif
