@@ -169,8 +169,11 @@ class NativeExecutor(Executor):
                 state.skip_external(native_id)
             return
         self._opaque_ran.add(step)
-        value = run_chain(step.nodes, self._read)
         node = step.output
+        if node in self._opaque_views and len(step.reads) == 1 and (step.reads[0] in self._views or step.reads[0] in self._opaque_views):
+            self._opaque_changed.add(node)  # still what it reads, which lies where it lay
+            return
+        value = run_chain(step.nodes, self._read)
         if native_id >= 0:
             result = value.to(torch.float32)
             n, c, h, w = result.stride() if result.dim() == 4 else (result.stride(0), result.stride(1), 0, 0)
@@ -241,6 +244,7 @@ class NativeExecutor(Executor):
     def reset(self) -> None:
         self._state.reset()
         self._opaque.clear()
+        self._opaque_views.clear()
         self._opaque_stale.clear()
 
     def value(self, node: Node) -> object:

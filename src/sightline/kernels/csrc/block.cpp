@@ -259,7 +259,9 @@ void State::block_depthwise(const Block& b, const Site* list, int n, int place, 
     for (int i = 0; i < n; ++i) w.places[(size_t)i] = Site{place + i, 0, 0};
   const Site* places = ends ? list : w.places.data();
   uint8_t* flags = w.flags.data();
-  depthwise_row(s, list, n, places, pitch, pub, rows, ldr, flags, w);
+  const int64_t line = (int64_t)tin.w * ld;
+  const int64_t ahead = !b.first && line * tin.h * tin.n >= kFetched ? ay.stride * line : 0;
+  depthwise_row(s, list, n, places, pitch, pub, rows, ldr, flags, w, ahead);
   if (!publishes_pixels(pub)) {
     if (ends) return finish(b.step, pub, rows, ldr, list, n, flags);
     program->k->publish(pub, rows, ldr, places, n, flags);

@@ -60,7 +60,7 @@ struct ConvTile {
   const Raw* const* taps;    // [pixels][ntaps], each points at `shift + run` readable elements
   int64_t shift;             // added to every tap: first input channel of the group
   int pixels, ntaps, run;
-  int vectors;               // width of the panel in vectors
+  int vectors;               // width of the panel in vectors; 0: half a vector (where there are `half_panels`)
   const float* weights;      // [ntaps * run][vectors * lanes]; for bfloat16 [ntaps * pairs of run][vectors * lanes][2], see `pairs`
   const float* bias;         // [vectors * lanes]
   float* out;                // [pixels][ldo], unless published at once
@@ -78,6 +78,26 @@ struct DepthwiseRun {
   const float* bias;         // [cpad]
   float* out;                // [count][ldo]
   int ldo, c;
+  int64_t ahead = 0;         // bytes to the rows that the next run below will be the first to read, to be fetched now; 0: none
+  int behind = 0;            // rows of the window that the runs above have read
+};
+
+// `count` horizontally adjacent outputs of a convolution from few channels to few: several pixels share a vector. Their windows lie
+// inside the map, pixels of both maps lie side by side, and W / cout windows fit into two vectors.
+struct NarrowRun {
+  const Raw* const* rows;  // [kh] first element of the first window; null outside the map
+  int count, kh, run, pitch;  // run: elements of a window's row; pitch: from window to window
+  const float* weights;    // [kh * run][W]: those of all outputs, again and again for each pixel
+  const float* bias;       // [W], likewise
+};
+
+// The same for bilinear resampling; tables by output element of a row: where its two inputs lie in an input row, and their weights.
+struct NarrowUpsample {
+  const Raw *upper, *lower;  // input rows
+  float y0, y1;              // their weights
+  const int32_t *left, *right;
+  const float *x0, *x1;
+  int count, c;
 };
 
 // PixelTask that a kernel computes, and where they go: into rows, or, where rows is null, published at once (`publishes_pixels`).
@@ -97,6 +117,7 @@ struct Kernels {
   bool emulated;      // bfloat16 products without instructions for them
   int lanes;
   int max_pixels[5];  // register block height for panels of 1..4 vectors (index 0 unused)
+  bool half_panels;   // panels of half a vector exist
   void (*conv)(const ConvTile&);
   // The same, finished in registers (`finishes_in_registers`). Published there where possible: under kExact flags[i] is set where site i
   // changed in this panel. Under kWithin the finished rows and their squared distances are kept, and `commit` decides once all panels
@@ -112,6 +133,9 @@ struct Kernels {
   void (*depthwise_publish)(int kh, int kw, const DepthwiseRun&, const Publish&, int64_t index, uint8_t* flags);
   // taps: [pixels][ntaps]
   void (*depthwise)(const Raw* const* taps, int ntaps, const float* weights, int cpad, const float* bias, const PixelTask&);
+  // Published at once, without additions; null where there is no such kernel. Flags as in PixelTask.
+  void (*conv_narrow)(const NarrowRun&, const Publish&, int64_t index, uint8_t* flags);
+  void (*upsample_narrow)(const NarrowUpsample&, const Publish&, int64_t index, uint8_t* flags);
   void (*max_pool)(const Raw* const* taps, int ntaps, const PixelTask&);  // taps: [pixels][ntaps], all inside the map
   // sum_i wy[y * ny + i] * sum_j wx[x * nx + j] * taps[i * nx + j], divided by `divisor`, or by div_y[y] * div_x[x] if that is 0
   void (*weighted)(const Raw* const* taps, int ny, int nx, const float* wy, const float* wx, const float* div_y, const float* div_x,

@@ -86,7 +86,16 @@ void run_all(const DepthwiseRun& a, const Publish& pub, int64_t index, uint8_t* 
                   flags};
   const E* rows[KH];
   for (int i = 0; i < KH; ++i) rows[i] = elements(a.rows[i]);
+  // The map is larger than the cache: what the next row of outputs reads first is fetched while this one is computed.
+  auto fetch = [&](int at, int pixels) {
+    const int64_t bytes = sizeof(E), from = (int64_t)at * S * a.ld * bytes, to_end = ((int64_t)(at + pixels) * S * a.ld) * bytes;
+    for (int ky = a.behind; ky < KH; ++ky) {
+      const Raw* row = a.rows[ky] + a.ahead;
+      for (int64_t i = from; i < to_end; i += 64) __builtin_prefetch(row + i, 0, 2);
+    }
+  };
   auto block = [&](auto pixels, int at) {
+    if (a.ahead) fetch(at, decltype(pixels)::value);
     run_block<KH, KW, S, decltype(pixels)::value, MODE, RES, PRELU>(rows, a.ld, a.weights, a.cpad, a.bias, a.c, at, to);
   };
   int at = 0;

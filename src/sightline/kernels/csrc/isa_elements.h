@@ -19,6 +19,10 @@ namespace sightline {
 void SL_NAMED(add_depthwise_)(Kernels& table);
 void SL_NAMED(add_pixels_)(Kernels& table);
 void SL_NAMED(add_frames_)(Kernels& table);
+void SL_NAMED(add_narrow_)(Kernels& table);
+// Panels of half a vector of output channels; see Kernels::conv and conv_publish.
+void SL_NAMED(conv_half_)(const ConvTile& tile);
+void SL_NAMED(conv_half_publish_)(const ConvTile& tile, const Publish& pub, const Site* sites, uint8_t* flags);
 
 namespace {
 

@@ -399,6 +399,7 @@ void conv_publish_v(const ConvTile& t, const Publish& pub, const Site* sites, ui
 
 void conv_publish(const ConvTile& t, const Publish& pub, const Site* sites, uint8_t* flags) {
   switch (t.vectors) {
+    case 0: return SL_NAMED(conv_half_publish_)(t, pub, sites, flags);
     case 1: return conv_publish_v<1>(t, pub, sites, flags);
     case 2: return conv_publish_v<2>(t, pub, sites, flags);
     case 3: return conv_publish_v<3>(t, pub, sites, flags);
@@ -408,6 +409,7 @@ void conv_publish(const ConvTile& t, const Publish& pub, const Site* sites, uint
 
 void conv(const ConvTile& t) {
   switch (t.vectors) {
+    case 0: return SL_NAMED(conv_half_)(t);
     case 1: return conv_panel<1>(t);
     case 2: return conv_panel<2>(t);
     case 3: return conv_panel<3>(t);
@@ -437,6 +439,7 @@ const Kernels* SL_NAMED(kernels_)() {
     SL_NAMED(add_depthwise_)(t);
     SL_NAMED(add_pixels_)(t);
     SL_NAMED(add_frames_)(t);
+    SL_NAMED(add_narrow_)(t);
     return t;
   }();
   return &table;

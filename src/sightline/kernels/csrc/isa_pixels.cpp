@@ -191,30 +191,40 @@ void binary(int op, Taps a, Taps b, const PixelTask& to) {
   }
 }
 
-// exp(x - largest) / sum of them. Lanes behind the last channel do not count; a NaN makes the whole pixel NaN.
+SL_INLINE float largest(VF v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)v);
+#else
+  float m = v[0];
+  for (int i = 1; i < W; ++i) m = v[i] > m ? v[i] : m;
+  return m;
+#endif
+}
+
+// The first n lanes of x, -inf behind them.
+SL_INLINE VF or_lowest(VF x, int n) {
+#if defined(__AVX512F__)
+  return (VF)_mm512_mask_mov_ps((__m512)set1(-INFINITY), (__mmask16)((1u << n) - 1), (__m512)x);
+#else
+  for (int i = n; i < W; ++i) x[i] = -INFINITY;
+  return x;
+#endif
+}
+
+// exp(x - largest) / sum of them. A NaN anywhere makes the sum NaN, whatever the largest value is taken to be.
 void softmax(Taps from, const PixelTask& to) {
-  const int c = to.publish->c;
+  const int c = to.publish->c, whole = c - c % W;
   for (int i = 0; i < to.count; ++i) {
     const E* const x = elements(from[i]);
     float* const out = to.rows + (int64_t)i * to.ldr;
-    auto value = [&](int at) __attribute__((always_inline)) { return at + W <= c ? load(x + at) : load_tail(x + at, c - at); };
     VF most = set1(-INFINITY);
-    for (int at = 0; at < c; at += W) {
-      VF v = value(at);
-      if (at + W > c) {
-        alignas(64) float lanes[W];
-        store(lanes, v);
-        for (int k = c - at; k < W; ++k) lanes[k] = -INFINITY;
-        v = load(lanes);
-      }
-      most = vmax(most, v);
-    }
-    float largest = most[0];
-    for (int k = 1; k < W; ++k) largest = most[k] > largest || most[k] != most[k] ? most[k] : largest;
+    for (int at = 0; at < whole; at += W) most = vmax(load(x + at), most);
+    if (whole < c) most = vmax(or_lowest(load(x + whole), c - whole), most);
+    const VF top = set1(largest(most));
     VF total = set1(0.0f);
     for (int at = 0; at < c; at += W) {
-      VF y = vexp(value(at) - largest);
-      if (at + W > c) y = keep(y, c - at);
+      VF y = vexp(load(x + at) - top);
+      if (at == whole) y = keep(y, c - whole);
       total += y;
       store(out + at, y);
     }

@@ -219,9 +219,14 @@ int Program::add_conv(int out, int in, int rows, int cols, const float* weight, 
     if (s.merged_rows) set_inner_columns(s, cx);
     zero_elements = std::max<int64_t>(zero_elements, (int64_t)kw * tin.c + tin.c + 64);
   }
-  const auto widths = panel_widths((block_out + lanes - 1) / lanes, lanes);
+  // What is left over beside whole vectors takes half a vector where that is enough and the sum is short (it is added up in one go).
+  const int depth = kh * kw * block_in, left = block_out % lanes;
+  const bool half = k->half_panels && blocks == 1 && left > 0 && left <= lanes / 2 && depth >= 16 && depth <= 512;
+  auto widths = panel_widths(half ? block_out / lanes : (block_out + lanes - 1) / lanes, lanes);
+  if (half) widths.push_back(0);
+  auto width_of = [&](int v) { return v ? v * lanes : lanes / 2; };
   int padded = 0;
-  for (int v : widths) padded += v * lanes;
+  for (int v : widths) padded += width_of(v);
   // Whole vectors: publishing reads and writes a row up to the next multiple of the lanes.
   s.ldo = ((blocks - 1) * block_out + padded + lanes - 1) / lanes * lanes;
   size_t total = 0, total_bias = (size_t)blocks * padded;
@@ -252,7 +257,7 @@ int Program::add_conv(int out, int in, int rows, int cols, const float* weight, 
     for (int b = 0; b < blocks; ++b) {
       int c0 = b * block_out;
       for (int v : widths) {
-        const int width = v * lanes, end = (b + 1) * block_out;
+        const int width = width_of(v), end = (b + 1) * block_out;
         phase.panels.push_back(Panel{c0, v, std::min(width, end - c0), (int64_t)b * block_in, at, bias_at, at});
         for (int l = 0; l < width; ++l)
           if (c0 + l < end && bias) s.bias.data[bias_at + (size_t)l] = bias[c0 + l];
@@ -284,7 +289,24 @@ int Program::add_conv(int out, int in, int rows, int cols, const float* weight, 
       }
     }
   }
+  if (s.merged_rows && groups == 1 && tout.ld == cout && depth <= 512 && k->conv_narrow) narrow_conv(s, weight, bias, cout);
   return (int)steps.size() - 1;
+}
+
+// Weights once more, as several pixels in a vector take them, if their windows fit into two vectors.
+void Program::narrow_conv(Step& s, const float* weight, const float* bias, int cout) {
+  const int lanes = k->lanes, pixels = lanes / cout, run = s.kw * s.cin;
+  if (pixels < 2 || (pixels - 1) * axes[(size_t)s.links[0].cols].stride * s.cin + run > 2 * lanes) return;
+  s.narrow = true;
+  s.narrow_weights = Aligned((size_t)s.kh * run * lanes + 64);
+  s.narrow_bias = Aligned((size_t)lanes + 64);
+  for (int l = 0; l < pixels * cout; ++l) {
+    const int co = l % cout;
+    if (bias) s.narrow_bias.data[l] = bias[co];
+    for (int ky = 0; ky < s.kh; ++ky)
+      for (int i = 0; i < run; ++i)
+        s.narrow_weights.data[((size_t)ky * run + i) * lanes + l] = weight[(((size_t)co * s.cin + i % s.cin) * s.kh + ky) * s.kw + i / s.cin];
+  }
 }
 
 int Program::add_depthwise(int out, int in, int rows, int cols, const float* weight, const float* bias, int kh, int kw) {
@@ -359,7 +381,36 @@ int Program::add_weighted(int out, int in, int rows, int cols, const float* wy, 
   fill(s.div_y, div_y, (size_t)ay.out);
   fill(s.div_x, div_x, (size_t)ax.out);
   s.divisor = divisor;
+  if (k->upsample_narrow && ay.taps == 2 && ax.taps == 2 && divisor == 1) narrow_upsample(s);
   return (int)steps.size() - 1;
+}
+
+// Tables by output element of a row, if all taps lie inside the map and several pixels' fit into two vectors.
+void Program::narrow_upsample(Step& s) {
+  const Tensor &tin = tensors[(size_t)s.links[0].tensor], &tout = tensors[(size_t)s.out];
+  const Axis &ay = axes[(size_t)s.links[0].rows], &ax = axes[(size_t)s.links[0].cols];
+  const int lanes = k->lanes, c = tout.c, pixels = lanes / c;
+  if (pixels < 2 || tin.ld != c || tout.ld != c || *std::min_element(ay.index.begin(), ay.index.end()) < 0) return;
+  for (int x = 0; x < ax.out; ++x) {
+    const int32_t* here = ax.index.data() + 2 * (size_t)x;
+    const int last = std::min(x + pixels, ax.out) - 1;
+    const int32_t from = here[0], to = std::max(ax.index[2 * (size_t)last], ax.index[2 * (size_t)last + 1]);
+    if (from < 0 || here[1] < from || (x && from < here[-2]) || (to - from + 1) * c > 2 * lanes) return;
+  }
+  s.narrow = true;
+  const size_t elements = (size_t)ax.out * c + (size_t)lanes;  // whole vectors are read
+  s.left.assign(elements, 0);
+  s.right.assign(elements, 0);
+  s.left_weight.assign(elements, 0);
+  s.right_weight.assign(elements, 0);
+  for (int x = 0; x < ax.out; ++x)
+    for (int i = 0; i < c; ++i) {
+      const size_t at = (size_t)x * c + i, tap = 2 * (size_t)x;
+      s.left[at] = ax.index[tap] * c + i;
+      s.right[at] = ax.index[tap + 1] * c + i;
+      s.left_weight[at] = s.wx[tap];
+      s.right_weight[at] = s.wx[tap + 1];
+    }
 }
 
 int Program::add_pointwise(int out, int in, const float* scale, const float* shift) {
@@ -505,7 +556,7 @@ void Program::set_epilogue(int step, int act, float p0, float p1, const float* s
 
 int64_t Program::weight_bytes() const {
   int64_t total = 0;
-  for (const Step& s : steps) total += (int64_t)(s.weights.size + s.bias.size + s.slope.size) * 4;
+  for (const Step& s : steps) total += (int64_t)(s.weights.size + s.bias.size + s.slope.size + s.narrow_weights.size + s.narrow_bias.size) * 4;
   return total;
 }
 

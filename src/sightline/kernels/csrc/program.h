@@ -103,6 +103,11 @@ struct Step {
   bool merged_rows = false;   // a kernel row is one contiguous tap
   bool panels_overlap = false;  // neighbouring panels share lanes: they must run in order
   int inner_x0 = 0, inner_x1 = 0;  // columns whose window lies inside the map
+  // Few channels: several pixels share a vector, see NarrowRun and NarrowUpsample.
+  bool narrow = false;
+  Aligned narrow_weights, narrow_bias;
+  std::vector<int32_t> left, right;
+  std::vector<float> left_weight, right_weight;
   // weighted windows
   std::vector<float> wy, wx, div_y, div_x;
   float divisor = 0;
@@ -163,6 +168,8 @@ class Program {
  private:
   Step& push(Kind kind, int out);
   Link window(int in, int rows, int cols);
+  void narrow_conv(Step& s, const float* weight, const float* bias, int cout);
+  void narrow_upsample(Step& s);
 };
 
 // A byte per position (0 or 1), a byte per row that says whether the row holds any 1, and the count of 1s.
@@ -266,10 +273,14 @@ class State {
                    Scratch& w);
   void conv_pixels(const Step& s, const Phase& p, bool merged, const ConvTile& shape, const Site* list, int count, const Publish& pub,
                    int step, Scratch& w);
+  template <class F>
+  void for_runs(int step, const SiteList& list, const Publish& pub, int64_t work_per_site, F&& compute);
+  void run_conv_narrow(int step, const SiteList& list, const Publish& pub);
+  void run_upsample_narrow(int step);
   void fill_taps(const Step& s, int phase, bool merged, const Site* list, int n, const Raw** taps) const;
   void run_depthwise(int step);
   void depthwise_row(const Step& s, const Site* list, int n, const Site* places, int pitch, const Publish& pub, float* rows, int ldr,
-                     uint8_t* flags, Scratch& w) const;
+                     uint8_t* flags, Scratch& w, int64_t ahead) const;
   void run_block(int step);
   void limit_to_needed(int step);
   void pull(const Link& link, const Mask& wanted, const Tensor& tin, const Tensor& tout, Mask& needed);

@@ -90,6 +90,7 @@ void State::conv_pixels(const Step& s, const Phase& p, bool merged, const ConvTi
 }
 
 void State::conv_group(const Step& s, int phase, bool merged, const SiteList& list, const Publish& pub, int step) {
+  if (merged && s.narrow && publishes_at_once(pub) && !pub.residual) return run_conv_narrow(step, list, pub);
   const Kernels& k = *program->k;
   const Phase& p = s.phases[(size_t)phase];
   const int n = (int)list.size();
@@ -156,11 +157,12 @@ void State::run_conv(int step) {
 }
 
 // A depthwise convolution at some sites of one output row. w.lines[j] is where column 0 of window row j lies, null outside the map, and
-// pixels lie `pitch` elements apart. Published into `places` at once where `pub` allows that, else left in rows.
+// pixels lie `pitch` elements apart. Published into `places` at once where `pub` allows that, else left in rows. `ahead`: see DepthwiseRun.
 void State::depthwise_row(const Step& s, const Site* list, int n, const Site* places, int pitch, const Publish& pub, float* rows, int ldr,
-                          uint8_t* flags, Scratch& w) const {
+                          uint8_t* flags, Scratch& w, int64_t ahead) const {
   const Axis& ax = program->axes[(size_t)s.links[0].cols];
   const Kernels& k = *program->k;
+  const int behind = std::max(0, s.kh - program->axes[(size_t)s.links[0].rows].stride);
   const Raw* zero = reinterpret_cast<const Raw*>(zeros_.data);
   const int64_t ld = (int64_t)pitch * k.element;  // bytes from pixel to pixel
   const bool at_once = publishes_pixels(pub), runs = s.inner_x1 > s.inner_x0 && k.depthwise_runs(s.kh, s.kw, ax.stride);
@@ -174,7 +176,7 @@ void State::depthwise_row(const Step& s, const Site* list, int n, const Site* pl
       int count = 1;
       while (count < kLongest && i + count < n && list[i + count].x == x + count && x + count < s.inner_x1) ++count;
       for (int j = 0; j < s.kh; ++j) taps[j] = w.lines[(size_t)j] ? w.lines[(size_t)j] + cx[0] * ld : zero;
-      const DepthwiseRun run{taps, count, pitch, ax.stride, s.weights.data, s.cpad, s.bias.data, row, ldr, pub.c};
+      const DepthwiseRun run{taps, count, pitch, ax.stride, s.weights.data, s.cpad, s.bias.data, row, ldr, pub.c, ahead, behind};
       if (at_once) k.depthwise_publish(s.kh, s.kw, run, pub, places[i].index, flags + i);
       else k.depthwise_run(s.kh, s.kw, run);
       i += count;
@@ -196,6 +198,7 @@ void State::run_depthwise(int step) {
   const Axis& ay = program->axes[(size_t)l.rows];
   const Raw* base = at(l.tensor);
   const int64_t line = (int64_t)tin.w * tin.ld * program->k->element;  // bytes from row to row
+  const int64_t ahead = line * tin.h * tin.n >= kFetched ? ay.stride * line : 0;
   const Publish pub = publisher(step);
   const bool at_once = publishes_pixels(pub);
   const int ldr = (tout.c + 15) / 16 * 16;
@@ -212,7 +215,7 @@ void State::run_depthwise(int step) {
         const int r = ay.index[(size_t)y * ay.taps + j];
         w.lines[(size_t)j] = r < 0 ? nullptr : base + ((int64_t)(tin.n == 1 ? 0 : image) * tin.h + r) * line;
       }
-      depthwise_row(s, list + from, to - from, list + from, tin.ld, pub, at_once ? nullptr : rows + (int64_t)from * ldr, ldr, flags + from, w);
+      depthwise_row(s, list + from, to - from, list + from, tin.ld, pub, at_once ? nullptr : rows + (int64_t)from * ldr, ldr, flags + from, w, ahead);
     }
     if (at_once) mark_changed(step, pub, list, n, flags);
     else finish(step, pub, rows, ldr, list, n, flags);

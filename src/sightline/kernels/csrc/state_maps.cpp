@@ -10,6 +10,8 @@ namespace sightline {
 
 void State::run_windows(int step) {
   const Step& s = program->steps[(size_t)step];
+  if (s.narrow && s.residual < 0 && (s.act == kNone || s.act == kRelu || s.act == kClamp) && (fresh || threshold[(size_t)step] == 0))
+    return run_upsample_narrow(step);
   list_sites(step);
   const Link& l = s.links[0];
   const Tensor &tin = program->tensors[(size_t)l.tensor], &tout = program->tensors[(size_t)s.out];
