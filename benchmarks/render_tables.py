@@ -202,6 +202,16 @@ def memory(result: Result) -> str:
     return table(["state", "reported MiB", "gained MiB", "ratio", "shared weights MiB"], rows)
 
 
+def retina(result: Result) -> str:
+    """Times beside fovi's."""
+    rows = []
+    for case in result["cases"]:
+        time = medians(case)
+        faster = ratio(time["fovi"] / time["ours"]) if "fovi" in time else "-"
+        rows.append([case["case"], milliseconds(time["ours"]), milliseconds(time.get("fovi")), faster])
+    return table(["", "ours ms", "fovi 2.4.0 ms", "times as fast"], rows)
+
+
 def gates(result: Result) -> str:
     """Global gates: exact against held, at the same thresholds."""
     rows = []
@@ -218,6 +228,52 @@ def gates(result: Result) -> str:
                 )),
             ])  # fmt: skip
     return table(["network", "clip", "thresholds (frame)", "gates moved", "MACs", "error, noise units"], rows)
+
+
+def camera(result: Result) -> str:
+    """Budgets, flicker and cuts: work, time and error of each contestant."""
+    rows = []
+    for case in result["cases"]:
+        if case["kind"] == "noise":
+            continue
+        for row in case["rows"]:
+            at_cuts = row.get("at_cuts")
+            rows.append([
+                f"{case['case']} ({case['frames']} frames)",
+                row["contestant"],
+                percent(row["macs_share"]),
+                milliseconds(row["mean_seconds"]),
+                f"{row['error_noise_units']:.2f}" if "error_noise_units" in row else "-",
+                milliseconds(max(at_cuts)) if at_cuts else "-",
+            ])  # fmt: skip
+    return table(["case", "contestant", "MACs", "mean ms per frame", "error, noise units", "slowest frame after a cut, ms"], rows)
+
+
+def sensor_noise(result: Result) -> str:
+    """Share of the MACs that each filter needs on noisy frames, at equal distance from the dense outputs of the clean ones."""
+    rows = []
+    for case in result["cases"]:
+        if case["kind"] != "noise":
+            continue
+        dense = case["dense_error_noise_units"]
+        for name in dict.fromkeys(row["filter"] for row in case["rows"]):
+            line = sorted((row["error_noise_units"], row["macs_share"]) for row in case["rows"] if row["filter"] == name)
+            shares = [_at(line, dense * factor) for factor in (1.0, 1.25, 1.5)]
+            rows.append([case["case"], name, *("-" if share is None else percent(share) for share in shares)])
+    return table(["case", "filter", "MACs at 1.0x the dense error", "at 1.25x", "at 1.5x"], rows)
+
+
+def _at(line: list[tuple[float, float]], error: float) -> float | None:
+    """Smallest share of the work with at most this error, between measured points in a straight line; None: no point is that good."""
+    best = None
+    for index, (here, share) in enumerate(line):
+        if here <= error:
+            best = share if best is None else min(best, share)
+        elif index and line[index - 1][0] <= error:
+            before, more = line[index - 1]
+            between = more + (share - more) * (error - before) / (here - before)
+            best = between if best is None else min(best, between)
+    return best
 
 
 def sweep_summary(result: Result) -> str:
@@ -274,6 +330,9 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "tune": ("tune", tune),
     "memory": ("memory", memory),
     "gates": ("gates", gates),
+    "retina": ("retina", retina),
+    "camera": ("camera", camera),
+    "sensornoise": ("camera", sensor_noise),
     "sweep": ("models", sweep),
     "sweepsummary": ("models", sweep_summary),
     "conditions": ("networks", conditions),

@@ -43,7 +43,7 @@ def quick(script: str, tmp_path: Path, *arguments: str) -> dict[str, Any]:
     done = run(script, "--quick", "--output", str(output), *arguments)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(output.read_text())
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob("*.partial*"))
     assert result["schema"] == 1 and result["quick"] is True and result["cases"]
     assert result["machine"]["cores"] >= 1 and result["versions"]["torch"] == torch.__version__
     text = output.read_text()
@@ -177,6 +177,23 @@ def test_gates_quick(tmp_path: Path, shared_data: Path) -> None:
     exact, held = (row for row in case["rows"] if row["contestant"] in {"0.0 exact", "0.0 hold 0.1"})
     assert 0 <= held["macs_share"] <= exact["macs_share"] <= 1
     assert held["gates_moved"] <= exact["gates_moved"]
+    assert shared_data.is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("native")
+def test_camera_quick(tmp_path: Path, shared_data: Path) -> None:
+    pytest.importorskip("av", reason="decodes the clips")
+    cases = {case["case"]: case for case in quick("bench_camera.py", tmp_path, "--only", "hall")["cases"]}
+    assert set(cases) == {"budget: faces, hall", "flicker: faces, hall", "noise: faces, hall"}
+    shares = {row["contestant"]: row["macs_share"] for row in cases["flicker: faces, hall"]["rows"]}
+    assert shares["flicker, exposure"] < shares["flicker"] <= 1
+    assert cases["budget: faces, hall"]["rows"][0]["error_noise_units"] > 0
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table:sensornoise -->\n<!-- /table -->\n")
+    (tmp_path / "result.json").rename(tmp_path / "camera-1.json")
+    assert run("render_tables.py", "--results", str(tmp_path), str(page)).returncode == 0
+    assert "| noise: faces, hall | temporal |" in page.read_text()
     assert shared_data.is_dir()
 
 

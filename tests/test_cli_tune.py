@@ -157,10 +157,10 @@ def test_a_killed_command_goes_on(tmp_path: Path, networks: Path) -> None:
         assert len(found) >= entries and known.items() <= found.items()
         known = found
         assert not output.exists()
-    (tmp_path / "t.json.checkpoint.4194999.partial").write_text('{"format"')  # of a process that was killed while writing
+    (tmp_path / ".t.json.4194999.partial.checkpoint").write_text('{"format"')  # of a process that was killed while writing
     result = run(*arguments)
     assert result.exit_code == 0 and f"{len(known)} of them resumed" in result.stdout, result.output
-    assert not list(tmp_path.glob("*.partial")) and not checkpoint.exists()
+    assert not list(tmp_path.glob("*.partial*")) and not checkpoint.exists()
     assert run(*arguments[:5], str(undisturbed), *arguments[6:]).exit_code == 0
     assert dict(sl.Thresholds.read(output)) == dict(sl.Thresholds.read(undisturbed))
 

@@ -30,7 +30,7 @@ from sightline.thresholds import Thresholds
 from sightline.tune import TuneProgress, TuneReport, tune
 
 if TYPE_CHECKING:
-    from sightline import nn, ops
+    from sightline import fovea, nn, ops
 
 __version__ = "0.1.0"
 
@@ -64,6 +64,7 @@ __all__ = [
     "calibrate_brightness",
     "fields",
     "focus",
+    "fovea",
     "geometry",
     "get_num_threads",
     "nn",
@@ -75,8 +76,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Loads `nn` and `ops` when first asked for: they register operators with PyTorch, which a plain stream does not need."""
-    if name in {"nn", "ops"}:
+    """Loads `fovea`, `nn` and `ops` when first asked for: they register operators with PyTorch, which a plain stream does not need."""
+    if name in {"fovea", "nn", "ops"}:
         import importlib
 
         return importlib.import_module(f"sightline.{name}")

@@ -7,6 +7,8 @@
     |-- FrameError    (ValueError)           a frame whose values cannot be used (NaN, Inf)
     |-- BackendError  (NotImplementedError)  no executor can do what was asked
     |-- CaptureError  (RuntimeError)         a model that cannot be turned into a graph
+    |-- ConfigError   (ValueError)           a configuration with an unknown key or an impossible value
+    |-- CheckpointError (ValueError)         weights that do not fit the network that they are loaded into
     `-- MediaError    (OSError)              a video, image or camera that cannot be read or written
 
 Each class also inherits the built-in exception that a caller would expect, so `except ValueError` works.
@@ -40,6 +42,14 @@ class BackendError(SightlineError, NotImplementedError):
 
 class CaptureError(SightlineError, RuntimeError):
     """A model could not be turned into a graph."""
+
+
+class ConfigError(SightlineError, ValueError):
+    """A configuration holds an unknown key or an impossible value."""
+
+
+class CheckpointError(SightlineError, ValueError):
+    """Saved weights do not fit the network that they are loaded into."""
 
 
 class MediaError(SightlineError, OSError):

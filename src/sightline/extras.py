@@ -19,6 +19,9 @@ _EXTRA_OF = {
     "PIL": "video",
     "matplotlib": "plots",
     "onnx": "onnx",
+    "hydra": "fovea",
+    "omegaconf": "fovea",
+    "yaml": "fovea",
 }
 
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from sightline.errors import MediaError
 from sightline.extras import need
+from sightline.files import partial_path, whole_file
 
 Image = npt.NDArray[np.uint8]
 """An RGB picture, (h, w, 3) uint8."""
@@ -383,11 +384,6 @@ def check_writable(path: Path, argument: str) -> None:
         raise MediaError(f"{argument}: {str(path)!r} cannot be written ({_reason(error)}); choose another place") from error
 
 
-def partial_path(path: Path) -> Path:
-    """Where a file is written until it is complete: beside it, so that the final rename cannot cross a file system."""
-    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-
-
 def write_text(path: Path, text: str, argument: str) -> None:
     """Write a text file completely or not at all.
 
@@ -399,16 +395,10 @@ def write_text(path: Path, text: str, argument: str) -> None:
     Raises:
         MediaError: if it cannot be written; nothing is left behind, and an older file stays as it was.
     """
-    partial = partial_path(path)
     try:
-        with partial.open("w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        partial.replace(path)
+        with whole_file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise _write_error(path, argument, error) from error
 
 

@@ -27,7 +27,7 @@ from sightline.errors import CaptureError, DeviceError, DTypeError, FrameError, 
 from sightline.explain import Explanation
 from sightline.follow import Layout, View, lay_out
 from sightline.graph import native
-from sightline.graph.capture import is_exported
+from sightline.graph.capture import is_exported, on_points
 from sightline.graph.executor import Executor
 from sightline.graph.ir import Graph, Node
 from sightline.graph.lower import Lowered
@@ -73,9 +73,9 @@ def stream(
     more than the dense model. The first frame is computed densely.
 
     Args:
-        model: an nn.Module that takes one float tensor (n, c, h, w); it is captured as in eval mode and never modified. Or a captured
-            `Graph`, an exported program (.pt2), or an `OnnxModel`. Weights are copied when the first frame comes: later changes
-            of the model are not seen.
+        model: an nn.Module that takes one float tensor (n, c, h, w), or the points of a sensor (n, c, N) (`sightline.fovea`; frames then
+            have that shape); it is captured as in eval mode and never modified. Or a captured `Graph`, an exported program (.pt2), or an
+            `OnnxModel`. Weights are copied when the first frame comes: later changes of the model are not seen.
         threshold: a site counts as changed iff ``not (norm(new - held) <= threshold)``. One number >= 0 for all call sites, or a
             mapping by name (missing names: 0); a `Thresholds` brings its own unit, and those of `tune` their
             norm and noise filter too. 0, the default, is exact.
@@ -233,6 +233,7 @@ class Stream:
         self._shown: dict[Node, torch.Tensor] = {}  # bool: where an output has been computed since the start
         self._lock = threading.RLock()
         self._signature: _Signature | None = None
+        self._on_points = False  # frames are points (n, c, N), as maps of one row
         self._plan: Plan | None = None
         self._lowered: Lowered | None = None
         self._executor: Executor | None = None
@@ -421,7 +422,7 @@ class Stream:
         """Takes account of a frame, checks it if a check is due, and scales the thresholds; returns what the user gets."""
         control = checks.control
         assert self._executor is not None
-        held = {step.name for step in self._executor.plan.steps if step.gate} if self._global_ops == "hold" else set()
+        held = {gate.name for gate in self._gates} if self._global_ops == "hold" else set()
         if self.thresholds and not any(value for name, value in self.thresholds.items() if name not in held):
             family = checks.starting_thresholds(self._executor, frame, self.thresholds.unit)
             self.thresholds.update({name: max(value, self.thresholds[name]) for name, value in family.items()})
@@ -463,6 +464,9 @@ class Stream:
         ]
 
     def _checked(self, frame: torch.Tensor) -> torch.Tensor:
+        if isinstance(frame, torch.Tensor) and frame.dim() == 3 and (self._on_points or on_points(self._model)):
+            self._need_no_neighbours()
+            frame, self._on_points = frame.unsqueeze(2), True
         frame = check_frame(frame)
         if self._signature is not None:
             shape, dtype, device = self._signature
@@ -476,6 +480,13 @@ class Stream:
                 raise DeviceError(f"`frame` lies on {frame.device}; this stream runs on {device}. Move it, or call reset() first.")
         return frame
 
+    def _need_no_neighbours(self) -> None:
+        """Refuses what looks at the neighbours of a pixel: points in memory are none."""
+        asked = {"noise": self._noise, "motion": self._motion, "aoi": self._aoi, "exposure": self._intake.exposure}
+        for name, value in asked.items():
+            if value is not None:
+                raise ValueError(f"`{name}` is for pictures; frames of sensor points (n, c, N) have no rows and columns. Leave it out.")
+
     # -- capture --------------------------------------------------------------------------------------------------------
 
     def _prepare(self, frame: torch.Tensor) -> None:
@@ -483,12 +494,12 @@ class Stream:
         self._intake.set_noise(parse_noise(self._noise), native=self._backend != "torch")
         if self._signature_of_plan != signature:
             try:
-                plan = make_plan(graph_of(self._model, frame))
+                plan = make_plan(graph_of(self._model, frame.squeeze(2) if self._on_points else frame))
                 if self._motion is not None:
                     self._layout = lay_out(plan, self._resized(), frame)
                     plan = self._layout.plan
             except CaptureError as error:
-                if not isinstance(self._model, nn.Module) or self._backend == "native":
+                if not isinstance(self._model, nn.Module) or self._backend == "native" or self._on_points:
                     raise
                 needs_all = {"aoi": self._aoi, "motion": self._motion, "budget": self._checks}
                 which = next((name for name, value in needs_all.items() if value is not None), None)
@@ -591,7 +602,7 @@ class Stream:
     def reset(self) -> None:
         """Forgets all frames and counters. The next frame may have another size, type or device; it is computed densely."""
         with self._lock:
-            self._signature = None
+            self._signature, self._on_points = None, False
             if self._checks is not None:
                 self._checks = Checks(self._checks.control.restarted())
             self.stats = self._new_stats()

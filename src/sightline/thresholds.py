@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from sightline.camera.noise import parse_noise
 from sightline.errors import MediaError, SightlineError
+from sightline.files import whole_file
 
 HELD_GATE = 0.25
 """Threshold of gates with `global_ops="hold"`, in standard deviations of a gate's values. Measured: see docs/models.md."""
@@ -112,13 +111,10 @@ class Thresholds(MutableMapping[str, float]):
         content: dict[str, Any] = {"format": _FORMAT, "version": 1, "unit": self.unit, **tuned, "thresholds": self._values}
         if self.tuning is not None:
             content["tuning"] = self.tuning
-        partial = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.partial")
         try:
-            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            partial.replace(path)
+            with whole_file(path) as partial:
+                partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
             raise MediaError(f"cannot write thresholds to '{path}': {error.strerror or error}. Choose a writable path.") from error
 
     def load(self, path: str | Path) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from sightline.cli.console import tell
+from sightline.cli.fovea import group as fovea_group
 from sightline.errors import SightlineError
 
 app = typer.Typer(
@@ -26,6 +27,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 """The application; `sightline.cli.main.main` runs it."""
+
+app.add_typer(fovea_group, name="fovea")
 
 _INTERRUPTED = 130
 

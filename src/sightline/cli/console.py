@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 Show = Callable[[int, int | None, str], None]
 
@@ -54,6 +55,30 @@ def print_table(title: str, rows: Iterable[tuple[str, str]], verdict: str = "") 
     console.print(table)
     if verdict:
         console.print(verdict, soft_wrap=True, highlight=False)
+
+
+class Report(Protocol):
+    """What a command knows when it has ended."""
+
+    title: str
+    warnings: list[str]
+    interrupted: bool
+
+    @property
+    def verdict(self) -> str:
+        """The last line; "" if there is nothing to say."""
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Rows of its table."""
+
+
+def print_report(report: Report, done: str, quiet: bool) -> None:
+    """Print warnings and, unless `quiet`, the table; `done`: what was finished, if the user stopped it early."""
+    warn(report.warnings)
+    if report.interrupted:
+        tell(f"stopped after {done}; the files hold what was done so far")
+    if not quiet:
+        print_table(report.title, report.summary(), report.verdict)
 
 
 def print_files(files: Iterable[tuple[str, object]]) -> None:

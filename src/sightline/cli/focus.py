@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sightline.cli.console import check_choices, print_files, print_table, progress_bar, tell, warn
+from sightline.cli.console import check_choices, print_files, print_report, progress_bar
 from sightline.cli.focus_job import FocusJob, Progress, run_focus_job
 from sightline.cli.inside import AreaChoice, parse_box
 from sightline.cli.job import Preprocess
@@ -139,11 +139,8 @@ def run(job: FocusJob, quiet: bool) -> bool:
             show(progress.done, progress.total, words)
 
         report = run_focus_job(job, on_progress)
-    warn(report.warnings)
-    if report.interrupted:
-        tell(f"stopped after {len(report.images)} images; the files hold what was done so far")
+    print_report(report, f"{len(report.images)} images", quiet)
     if not quiet:
-        print_table(report.title, report.summary(), report.verdict)
         _print_outputs(report)
     return report.interrupted
 

@@ -37,8 +37,9 @@ from sightline.cli.job import (
 from sightline.cli.pictures import Picture, Pictures, open_pictures
 from sightline.errors import CaptureError, MediaError, SightlineError
 from sightline.extras import need
+from sightline.files import whole_file
 from sightline.focus import BrightnessFocused, Focused, build_focused_model, focus
-from sightline.media import Image, check_writable, partial_path, write_text
+from sightline.media import Image, check_writable, write_text
 from sightline.models import LoadedModel, load_model
 from sightline.report.data import MeasureRecord
 from sightline.report.focus_data import FocusReport, ImageRecord
@@ -326,12 +327,10 @@ class _Run:
         path = self.job.output_dir / f"{Path(picture.name).stem}.focus.png"
         if str(path) in self.files.values():
             path = self.job.output_dir / f"{picture.name}.focus.png"
-        partial = partial_path(path)
         try:
-            need("PIL.Image", "draw on frames").fromarray(panels).save(partial)
-            partial.replace(path)
+            with whole_file(path) as partial:
+                need("PIL.Image", "draw on frames").fromarray(panels).save(partial)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise CaptureError(f"--output-dir: {str(path)!r} cannot be written ({error.strerror}); choose another place") from error
         self.files[f"picture {picture.name}"] = str(path)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sightline.budget import Budget
 from sightline.camera.noise import parse_noise
-from sightline.cli.console import check_choices, print_files, print_table, progress_bar, tell, warn
+from sightline.cli.console import check_choices, print_files, print_report, progress_bar
 from sightline.cli.inside import parse_area
 from sightline.cli.job import Job, Preprocess, Progress, run_job
 from sightline.models import parse_spec
@@ -221,10 +221,7 @@ def run(job: Job, quiet: bool) -> bool:
             show(progress.done, progress.total, words)
 
         report = run_job(job, on_progress)
-    warn(report.warnings)
-    if report.interrupted:
-        tell(f"stopped after {len(report.frames)} frames; the files hold what was done so far")
+    print_report(report, f"{len(report.frames)} frames", quiet)
     if not quiet:
-        print_table(report.title, report.summary(), report.verdict)
         print_files(report.outputs.items())
     return report.interrupted

@@ -30,6 +30,7 @@ from sightline.errors import CaptureError
 from sightline.graph import aten as _aten  # noqa: F401 - fills the table
 from sightline.graph.aten_base import TABLE, Call, Emitter, Value, tensors_of
 from sightline.graph.aten_layout import DROPOUTS, is_idle_dropout
+from sightline.graph.aten_points import OPERATORS
 from sightline.graph.ir import Graph, Namer, Node
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
@@ -46,7 +47,7 @@ _SAME = {"alias", "detach", "detach_", "lift_fresh", "positive", "resolve_conj",
 # results that may be their operand, which the schema does not say
 _MAYBE = {"broadcast_tensors", "type_as", "meshgrid", "atleast_1d", "atleast_2d", "atleast_3d", "einsum"}
 # layers with weights: one of these gives its call site the module's name even if the module has children
-_LAYERS = re.compile(r"(conv|linear|addmm|batch_norm|.*_batch_norm|layer_norm|native_layer_norm|group_norm|instance_norm|prelu)")
+_LAYERS = re.compile(r"(conv|knn_conv|linear|addmm|batch_norm|.*_batch_norm|layer_norm|native_layer_norm|group_norm|instance_norm|prelu)")
 
 
 class NeedsFunctional(Exception):  # noqa: N818 - a signal between two files, never seen by users
@@ -343,7 +344,7 @@ class Walk(Emitter):
             plain = name.removesuffix("_") if written else name
             values = bind(target, args, kwargs)
             handler = TABLE.get(plain)
-            if handler is not None and self._is_aten(target):
+            if handler is not None and self._is_known(target):
                 value = handler(self, Call(plain, values, result, _used(node)))
                 if value is not None:
                     return value
@@ -352,8 +353,9 @@ class Walk(Emitter):
         return self._unmapped(target, args, kwargs, result)
 
     @staticmethod
-    def _is_aten(target: Any) -> bool:
-        return str(target._schema.name).startswith("aten::")
+    def _is_known(target: Any) -> bool:
+        name = str(target._schema.name)
+        return name.startswith("aten::") or name in OPERATORS
 
     def _unmapped(self, target: Any, args: Any, kwargs: Any, result: Any) -> Value:
         if isinstance(result, Tensor):

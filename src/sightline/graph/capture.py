@@ -43,8 +43,10 @@ def capture(model: nn.Module, example: Tensor) -> Graph:
     is not updated. Sizes are those of the example: capture again for another one.
 
     Args:
-        model: a module that takes one float tensor (n, c, h, w). On any device, of any floating-point type.
-        example: a tensor like the frames to come: its shape, element type and device count, its values do not.
+        model: a module that takes one float tensor (n, c, h, w), or points of a sensor (n, c, N). On any device, of any
+            floating-point type.
+        example: a tensor like the frames to come: its shape, element type and device count, its values do not. The graph of a model
+            on points takes maps of one row, (n, c, 1, N).
 
     Returns:
         The graph. Its nodes hold no ``identity``; calls without a canonical op are ``torch`` nodes.
@@ -52,7 +54,7 @@ def capture(model: nn.Module, example: Tensor) -> Graph:
     Raises:
         CaptureError: the model cannot be traced: its control flow depends on values, it keeps state between calls, it returns
             something that holds no tensors, it is not a module.
-        ShapeError: the example is not (n, c, h, w).
+        ShapeError: the example is neither (n, c, h, w) nor (n, c, N).
         DeviceError: the example is not where the model's parameters are.
 
     Example:
@@ -67,8 +69,9 @@ def capture(model: nn.Module, example: Tensor) -> Graph:
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     _check_arguments(model, example)
     name = type(model).__name__
-    wrapper = _Wrapper(model)
-    frame = torch.zeros(example.shape, dtype=example.dtype, device=example.device)
+    points = example.dim() == 3
+    wrapper = _PointsWrapper(model) if points else _Wrapper(model)
+    frame = torch.zeros((example[:, :, None] if points else example).shape, dtype=example.dtype, device=example.device)
     with _untouched(model, frame), _as_capture_error(name), torch.no_grad(), _quietly():
         program = torch.export.export(wrapper, (frame,), strict=False)
         tensors = {f"{_INNER}.{key}": value.detach() for key, value in _own_tensors(model)}
@@ -157,15 +160,22 @@ def load_exported(program: ExportedProgram) -> Graph:
 def _check_arguments(model: object, example: object) -> None:
     if not isinstance(model, nn.Module):
         raise CaptureError(f"model: expected a torch.nn.Module, got {type(model).__name__}; wrap a function in a Module's forward")
-    if not isinstance(example, Tensor) or example.dim() != 4 or 0 in example.shape:
+    if not isinstance(example, Tensor) or example.dim() not in {3, 4} or 0 in example.shape:
         shape = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
         raise ShapeError(f"example: expected a non-empty tensor (n, c, h, w), got {shape}; pass frame[None] for a single image")
+    if example.dim() == 3 and not on_points(model):
+        raise ShapeError(f"example: expected (n, c, h, w), got {tuple(example.shape)}; pass frame[None] for a single image")
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) == 1 and example.device not in devices:
         device = devices.pop()
         raise DeviceError(
             f"example: expected a tensor on {device}, where the model is, got one on {example.device}; use example.to({str(device)!r})"
         )
+
+
+def on_points(model: object) -> bool:
+    """Whether a model has layers on sensor points, so that it may take (n, c, N)."""
+    return isinstance(model, nn.Module) and any(hasattr(module, "in_coords") for module in model.modules())
 
 
 # -- the model stays as it was ----------------------------------------------------------------------------------------------------
@@ -337,6 +347,13 @@ class _Wrapper(nn.Module):
             raise CaptureError(f"model: it returns no tensor but {type(output).__name__}; return at least one tensor")
         self.form.tree = None if isinstance(output, Tensor) else tree
         return tuple(leaves)
+
+
+class _PointsWrapper(_Wrapper):
+    """The same for a model that takes the points of a map of one row."""
+
+    def forward(self, frame: Tensor) -> tuple[Tensor, ...]:
+        return self._flat(self.model(frame.squeeze(2)))
 
 
 class _SeveralWrapper(_Wrapper):

@@ -66,32 +66,36 @@ def _twin(node: Node, twins: dict[Node, Node]) -> Node | None:
     if node.op in {"act", "scalar", "identity"} and node.attrs.get("kind") != "prelu":
         found = node.op, [twins[x]], dict(node.attrs)
     elif node.op == "linear":
-        found = "conv2d", [twins[x]], _pointwise_convolution(node)
-    elif node.op == "torch" and node.attrs["target"] in {_NORM, onnx.layer_norm} and x is node.inputs[0]:
-        attrs = _channel_norm(node)
-        found = None if attrs is None else ("channel_norm", [twins[x]], attrs)
+        found = "conv2d", [twins[x]], pointwise_convolution(node)
     elif node.op in _BINARY:
         found = _arithmetic(node, x, twins)
+    elif x is node.inputs[0]:
+        attrs = norm_over_last(node)
+        found = None if attrs is None else ("channel_norm", [twins[x]], attrs)
     if found is None:
         return None
     n, h, w, c = node.shape
     return Node(node.name, found[0], found[1], found[2], (n, c, h, w), node.dtype, node.module, node.source)
 
 
-def _pointwise_convolution(node: Node) -> dict[str, Any]:
+def pointwise_convolution(node: Node) -> dict[str, Any]:
+    """Attributes of the convolution of one pixel that a linear layer on the last axis is."""
     return {
         "weight": node.attrs["weight"][:, :, None, None], "bias": node.attrs.get("bias"), "stride": (1, 1), "padding": (0, 0, 0, 0),
         "dilation": (1, 1), "groups": 1, "padding_mode": "zeros", "transposed": False, "output_padding": (0, 0),
     }  # fmt: skip
 
 
-def _channel_norm(node: Node) -> dict[str, Any] | None:
+def norm_over_last(node: Node) -> dict[str, Any] | None:
+    """Attributes of the ``channel_norm`` that a layer norm over the last axis is; None if the node is none."""
+    if node.op != "torch" or node.attrs["target"] not in {_NORM, onnx.layer_norm}:
+        return None
     arguments = node.attrs["args"]
     assert node.shape is not None
     channels = node.shape[-1]
     if node.attrs["target"] is onnx.layer_norm:
         _, weight, bias, axis, epsilon = arguments
-        if axis % 4 != 3:
+        if axis % len(node.shape) != len(node.shape) - 1:
             return None
     else:
         _, over, weight, bias, epsilon = (*arguments, None, None, None)[:5]

@@ -28,6 +28,10 @@ Canonical ops and their attributes (everything not listed has none). Maps are `(
 ``pad``            ``padding`` (top, bottom, left, right), ``mode`` constant | reflect | replicate | circular, ``value``
 ``channel_shuffle``   ``groups``
 ``pixel_shuffle`` ``pixel_unshuffle``   ``factor``
+``knn_conv``       on points (n, c, N), after `simplify` maps of one row (n, c, 1, N): ``weight`` (o, c * cells), ``bias`` or None;
+                   ``index`` (N_out, k), the points that each output point reads, -1 for none; ``cell`` (N_out, k), the part of the weight
+                   that each of them meets. An output point that reads none is 0, bias included
+``knn_pool``       likewise: ``index``; ``mode`` max | avg | sum; ``weight`` (N_out, k) or None (not with max). One that reads none is 0
 ``flatten``        (n, c, h, w) -> (n, c*h*w)
 ``softmax``        ``dim``
 ``identity``       dropout in eval mode, contiguous, clone ...

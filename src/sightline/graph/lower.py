@@ -391,6 +391,18 @@ class _Lowering:
             step, self.program.add_conv(target, tensor, rows, cols, _address(weight), _address(bias), weight.shape[0], c, h, w, 1, 1, 1)
         )
 
+    def _emit_knn_conv(self, step: Step) -> None:
+        target, source, _, cols, _ = self._window(step)
+        a = step.head.attrs
+        weight, bias = _floats(a["weight"]), _floats(a["bias"])
+        assert weight is not None
+        channels = self.out.views[source][2][3]
+        cell = np.ascontiguousarray(a["cell"].cpu().numpy(), dtype=np.int32)
+        self.keep += [weight, bias, cell]
+        cells = weight.shape[1] // channels
+        native_id = self.program.add_knn(target, source, cols, _address(weight), _address(bias), weight.shape[0], cells, cell.ctypes.data)
+        self._done(step, native_id)
+
     # -- windows -----------------------------------------------------------------------------------------------------
 
     def _window(self, step: Step) -> tuple[int, int, int, int, WindowFootprint]:
@@ -408,6 +420,17 @@ class _Lowering:
         self._done(step, self.program.add_max_pool(target, source, rows, cols))
 
     _emit_adaptive_max_pool2d = _emit_max_pool2d
+
+    def _emit_knn_pool(self, step: Step) -> None:
+        target, source, rows, cols, footprint = self._window(step)
+        present = footprint.cols.index >= 0
+        if step.head.attrs["mode"] == "max":
+            return self._done(step, self.program.add_max_pool(target, source, rows, cols, 0.0))
+        weight = step.head.attrs["weight"]
+        factors = present if weight is None else np.where(present, weight.detach().cpu().numpy(), 0)
+        counts = np.maximum(present.sum(1), 1) if step.head.attrs["mode"] == "avg" else np.ones(len(present))
+        one, weights, divisors = self._array([1.0]), self._array(factors), self._array(counts)
+        return self._done(step, self.program.add_weighted(target, source, rows, cols, one, weights, one, divisors, 0.0))
 
     def _emit_avg_pool2d(self, step: Step) -> None:
         target, source, rows, cols, footprint = self._window(step)

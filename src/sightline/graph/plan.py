@@ -14,7 +14,7 @@ from sightline.graph.ir import Graph, Node
 from sightline.graph.simplify import simplify
 
 # Heads behind which an addition of another map may be fused.
-_TAKES_RESIDUAL = {"conv2d", "affine"}
+_TAKES_RESIDUAL = {"conv2d", "knn_conv", "affine"}
 # Heads behind which nothing is fused: they do not compute new values, or somebody else runs them.
 _TAKES_NOTHING = {"input", "constant", "torch", "item", "cat", "slice", "flatten", "softmax", "linear"}
 # Ops that may read one vector at every position of a map.

@@ -217,6 +217,17 @@ def _adaptive_reads(node: Node, operand: int) -> Footprint | None:
     return None if source is None else WindowFootprint.adaptive(source, node.attrs["output_size"])
 
 
+def _points_reads(node: Node, operand: int) -> Footprint | None:
+    """Sensor points as a map of one row: a window along the columns, whose taps are the layer's table."""
+    source = grid_of(node.inputs[operand])
+    if source is None or len(node.shape or ()) != 4:
+        return None
+    taps = node.attrs.get("_taps")
+    if taps is None or taps.n_in != source.w:
+        taps = node.attrs["_taps"] = AxisTaps(node.attrs["index"].cpu().numpy(), source.w)
+    return WindowFootprint.separable(AxisTaps.gather([0], 1), taps, source.n)
+
+
 def _softmax_reads(node: Node, operand: int) -> Footprint | None:
     return _same_place(node, operand) if node.attrs["dim"] == 1 else None if node.attrs["dim"] == 0 else _everything(node, operand)
 
@@ -226,6 +237,38 @@ def _vector_reads(node: Node, operand: int) -> Footprint | None:
 
 
 # -- running ----------------------------------------------------------------------------------------------------------------------
+
+
+def on_points(node: Node, x: Tensor, index: Tensor, cell: Tensor | None, weight: Tensor | None) -> Tensor:
+    """A ``knn_conv`` or ``knn_pool`` with other tables, at some of its output points, say.
+
+    Args:
+        node: the layer.
+        x: (n, c, N).
+        index: (points, k), -1 for none.
+        cell: (points, k); None for a pool.
+        weight: (points, k) of a pool that has weights; else None.
+
+    Returns:
+        (n, o, points).
+    """
+    index = index.to(x.device)
+    ops, mode = torch.ops.sightline, node.attrs.get("mode")
+    result: Tensor
+    if cell is not None:
+        result = ops.knn_conv(x, _cast(node.attrs["weight"], x), _cast(node.attrs["bias"], x), index, cell.to(x.device))
+    elif mode == "max":
+        result = ops.knn_max_pool(x, index)
+    else:
+        result = ops.knn_sum_pool(x, index, _cast(weight, x), mode == "avg")
+    return result
+
+
+def _run_points(node: Node, inputs: Sequence[Tensor]) -> Tensor:
+    x, attrs = inputs[0], node.attrs
+    weight = attrs["weight"] if node.op == "knn_pool" else None
+    result = on_points(node, x.flatten(2), attrs["index"], attrs.get("cell"), weight)
+    return result[:, :, None] if x.dim() == 4 else result
 
 
 def _cast(value: Tensor | None, x: Tensor) -> Tensor | None:
@@ -434,6 +477,12 @@ def _conv_macs(node: Node) -> int:
     return math.prod(over or (0,)) * int(weight[0].numel())
 
 
+def _knn_macs(node: Node) -> int:
+    """Of the neighbours that there are: padding costs nothing."""
+    shape, source = node.shape or (0, 0), node.inputs[0].shape or (0, 0)
+    return int((node.attrs["index"] >= 0).sum()) * shape[0] * shape[1] * source[1]
+
+
 def _linear_macs(node: Node) -> int:
     return math.prod(node.shape or (0,)) * int(node.attrs["weight"].shape[1])
 
@@ -480,6 +529,8 @@ RULES: dict[str, Rule] = {
     "global_avg_pool": Rule("global", lambda node, x: x[0].mean((2, 3), keepdim=node.attrs["keepdim"]), reads=_everything),
     "flatten": Rule("global", lambda _, x: x[0].flatten(1), reads=_everything),
     "linear": Rule("global", _run_linear, _linear_macs, _vector_reads),
+    "knn_conv": Rule("window", _run_points, _knn_macs, _points_reads),
+    "knn_pool": Rule("window", _run_points, reads=_points_reads),
     "softmax": Rule("global", lambda node, x: torch.softmax(x[0], node.attrs["dim"]), reads=_softmax_reads),
     "torch": Rule("opaque", _run_torch, _torch_macs),
     "item": Rule("opaque", lambda node, x: x[0][node.attrs["index"]]),

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import torch
 
-from sightline.graph.channels_last import as_maps
+from sightline.graph import channels_last, points
 from sightline.graph.ir import Graph, Node
 
 
 def simplify(graph: Graph) -> Graph:
     """Returns an equal graph; the given one is not modified.
 
-    Folded: an `affine` behind a `conv2d` or a `linear` that nobody else reads, `scalar` arithmetic into `affine`,
-    x * sigmoid(x) into silu, x * hardsigmoid(x) into hardswish; stretches on (n, h, w, c) become maps. Weights are folded in
-    float64 and rounded once.
+    Folded: an `affine` behind a `conv2d`, `knn_conv` or `linear` that nobody else reads, `scalar` arithmetic into `affine`,
+    x * sigmoid(x) into silu, x * hardsigmoid(x) into hardswish; stretches on (n, h, w, c), and values on sensor points, become maps.
+    Weights are folded in float64 and rounded once.
     """
     copies: dict[Node, Node] = {}
     nodes: list[Node] = []
@@ -27,7 +27,8 @@ def simplify(graph: Graph) -> Graph:
         copies[node] = copy
         nodes.append(copy)
     result = Graph(nodes, [copies[n] for n in graph.outputs], graph.output_tree, graph.name)
-    as_maps(result)
+    points.as_maps(result)
+    channels_last.as_maps(result)
     _name_gates(result)
     _scalars_to_affine(result)
     _fold_affine(result)
@@ -94,7 +95,9 @@ def _fold_affine(graph: Graph) -> None:
         before = node.inputs[0]
         if before in graph.outputs or _has_own_threshold(node, before) or len(graph.users()[before]) != 1:
             continue
-        if before.op == "conv2d" or (before.op == "linear" and before.shape is not None and len(before.shape) == 2):
+        if before.op == "knn_conv" and bool((before.attrs["index"] < 0).all(1).any()):
+            continue  # a point that reads none is 0 before the affine, bias or not
+        if before.op in {"conv2d", "knn_conv"} or (before.op == "linear" and before.shape is not None and len(before.shape) == 2):
             weight, bias = before.attrs["weight"], before.attrs.get("bias")
             scale, shift = (node.attrs[key].to(device=weight.device, dtype=torch.float64) for key in ("scale", "shift"))
             folded = weight.detach().to(torch.float64)

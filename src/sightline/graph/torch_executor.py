@@ -230,13 +230,36 @@ class TorchExecutor(Executor):
 
     @staticmethod
     def _gathers(step: Step, sites: torch.Tensor) -> bool:
-        a = step.head.attrs
-        return step.head.op == "conv2d" and a["groups"] == 1 and float(sites.sum()) < GATHER_BELOW * sites.numel()
+        head = step.head
+        if head.op not in {"knn_conv", "knn_pool"} and (head.op != "conv2d" or head.attrs["groups"] != 1):
+            return False
+        return float(sites.sum()) < GATHER_BELOW * sites.numel()
 
     def _compute_rows(self, step: Step, index: torch.Tensor) -> torch.Tensor:
-        """(k, c_out): the step's values at k positions (n, y, x): windows gathered, one matrix product, then what is fused behind."""
+        """(k, c_out): the step's values at k positions (n, y, x), computed together, then what is fused behind."""
         head = step.head
         x = self._read(head.inputs[0])
+        values = self._compute_windows(head, x, index) if head.op == "conv2d" else self._compute_points(head, x, index)
+        read: dict[Node, torch.Tensor] = {head: values[:, :, None, None]}
+        if step.residual is not None:
+            read[step.residual] = self._read(step.residual)[index[:, 0], :, index[:, 1], index[:, 2]][:, :, None, None]
+        for node in step.nodes[1:]:
+            read[node] = rules.rule_of(node).run(node, [read[i] for i in node.inputs])
+        return read[step.output][:, :, 0, 0]
+
+    @staticmethod
+    def _compute_points(head: Node, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """(k, c_out): a layer on sensor points, as if those of all batch elements were one set."""
+        image, point = index[:, :1], index[:, 2].to(head.attrs["index"].device)
+        table = head.attrs["index"][point].to(x.device)
+        table = torch.where(table < 0, -1, table + image * x.shape[3]).to(torch.int32)
+        cell = head.attrs["cell"][point] if head.op == "knn_conv" else None
+        weight = head.attrs["weight"] if head.op == "knn_pool" else None
+        joined = x.transpose(0, 1).reshape(1, x.shape[1], -1)
+        return rules.on_points(head, joined, table, cell, None if weight is None else weight[point])[0].T
+
+    def _compute_windows(self, head: Node, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """(k, c_out): a convolution; windows gathered, one matrix product."""
         footprint = rules.rule_of(head).footprint(head)
         assert isinstance(footprint, WindowFootprint)
         rows = torch.tensor(footprint.rows.index, device=x.device, dtype=torch.long)[index[:, 1]]
@@ -245,13 +268,7 @@ class TorchExecutor(Executor):
         outside = (rows < 0)[:, :, None] | (cols < 0)[:, None, :]
         windows = windows.masked_fill(outside[..., None], 0.0)
         bias = head.attrs.get("bias")
-        values = torch.nn.functional.linear(windows.flatten(1), self._kernel(head, x), None if bias is None else bias.to(x))
-        read: dict[Node, torch.Tensor] = {head: values[:, :, None, None]}
-        if step.residual is not None:
-            read[step.residual] = self._read(step.residual)[index[:, 0], :, index[:, 1], index[:, 2]][:, :, None, None]
-        for node in step.nodes[1:]:
-            read[node] = rules.rule_of(node).run(node, [read[i] for i in node.inputs])
-        return read[step.output][:, :, 0, 0]
+        return torch.nn.functional.linear(windows.flatten(1), self._kernel(head, x), None if bias is None else bias.to(x))
 
     def _kernel(self, head: Node, x: torch.Tensor) -> torch.Tensor:
         if head not in self._kernels:

@@ -5,14 +5,12 @@ The search itself is not saved: it is deterministic, so a resumed run walks the 
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from sightline.errors import MediaError
+from sightline.files import sweep_partials, whole_file
 
 _FORMAT = "sightline-tuning"
 
@@ -35,7 +33,7 @@ class Checkpoint:
         if path is not None and path.exists():
             self._read(path)
         if path is not None:
-            _sweep(path)
+            sweep_partials(path)
         self.resumed = len(self.entries)
         self.save()  # an unwritable place shows before the work, not after it
 
@@ -65,32 +63,8 @@ class Checkpoint:
         if self.path is None:
             return
         content = {"format": _FORMAT, "version": 1, "identity": self._identity, "entries": self.entries}
-        partial = self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
         try:
-            with partial.open("w", encoding="utf-8") as file:
-                file.write(json.dumps(content) + "\n")
-                file.flush()
-                os.fsync(file.fileno())  # else, after a power cut, the name could stand before the content
-            partial.replace(self.path)
+            with whole_file(self.path) as partial:
+                partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise MediaError(f"cannot write the checkpoint '{self.path}': {error.strerror or error}. Choose a writable path.") from error
-
-
-def _sweep(path: Path) -> None:
-    """Removes what processes that were killed in the middle of writing have left beside the file."""
-    for partial in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
-        number = partial.name.removeprefix(f"{path.name}.").removesuffix(".partial")
-        if number.isdecimal() and not _runs(int(number)):
-            with contextlib.suppress(OSError):
-                partial.unlink()
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True

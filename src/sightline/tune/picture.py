@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sightline.errors import MediaError
 from sightline.extras import need
+from sightline.files import whole_file
 from sightline.tune.report import TuneReport
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -47,10 +48,8 @@ def draw_frontier(report: TuneReport, path: str | Path, title: str = "") -> None
     axes.legend(frameon=False)
     if title:
         axes.set_title(title)
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     try:
-        figure.savefig(partial)
-        partial.replace(path)
+        with whole_file(path) as partial:
+            figure.savefig(partial)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise MediaError(f"cannot write the picture '{path}': {error.strerror or error}. Choose a writable path.") from error

@@ -9,6 +9,7 @@
 
 #include <array>
 #include <cstdlib>
+#include <limits>
 #include <string>
 #include <thread>
 #include <tuple>
@@ -22,6 +23,7 @@ using namespace sightline;
 
 namespace sightline {
 void bind_camera(nb::module_& m);  // bind_camera.cpp
+void bind_knn(nb::module_& m);     // bind_knn.cpp
 }
 
 namespace {
@@ -55,6 +57,14 @@ const Kernels* kernels_for(const std::string& isa) {
   if (isa == "avx2") return kernels_avx2();
 #endif
   return kernels_baseline();
+}
+
+const KnnKernels* knn_kernels_for(const std::string& isa) {
+#if defined(__x86_64__)
+  if (isa == "avx512") return knn_kernels_avx512();
+  if (isa == "avx2") return knn_kernels_avx2();
+#endif
+  return knn_kernels_baseline();
 }
 
 const EagerKernels* eager_kernels_for(const std::string& isa) {
@@ -142,7 +152,7 @@ NB_MODULE(_native, m) {
   nb::class_<Program>(m, "Program")
       .def("__init__", [](Program* self, const std::string& isa, bool bfloat16) {
         if (!cpu_has(isa)) throw std::invalid_argument("this CPU cannot run '" + isa + "'");
-        new (self) Program(bfloat16 ? bfloat16_kernels_for(isa) : kernels_for(isa), eager_kernels_for(isa));
+        new (self) Program(bfloat16 ? bfloat16_kernels_for(isa) : kernels_for(isa), eager_kernels_for(isa), knn_kernels_for(isa));
       }, nb::arg("isa"), nb::arg("bfloat16") = false)
       .def_prop_ro("isa", [](const Program& p) { return std::string(p.k->name); })
       .def_prop_ro("lanes", [](const Program& p) { return p.k->lanes; })
@@ -160,7 +170,11 @@ NB_MODULE(_native, m) {
       .def("add_depthwise", [](Program& p, int out, int in, int rows, int cols, uintptr_t weight, uintptr_t bias, int kh, int kw) {
         return p.add_depthwise(out, in, rows, cols, pointer<float>(weight), pointer<float>(bias), kh, kw);
       })
-      .def("add_max_pool", &Program::add_max_pool)
+      .def("add_knn", [](Program& p, int out, int in, int cols, uintptr_t weight, uintptr_t bias, int cout, int cells, uintptr_t cell) {
+        return p.add_knn(out, in, cols, pointer<float>(weight), pointer<float>(bias), cout, cells, pointer<int32_t>(cell));
+      })
+      .def("add_max_pool", &Program::add_max_pool, nb::arg("out"), nb::arg("source"), nb::arg("rows"), nb::arg("cols"),
+           nb::arg("empty") = -std::numeric_limits<float>::infinity())
       .def("add_weighted", [](Program& p, int out, int in, int rows, int cols, uintptr_t wy, uintptr_t wx, uintptr_t div_y, uintptr_t div_x,
                               float divisor) {
         return p.add_weighted(out, in, rows, cols, pointer<float>(wy), pointer<float>(wx), pointer<float>(div_y), pointer<float>(div_x), divisor);
@@ -250,4 +264,5 @@ NB_MODULE(_native, m) {
 
   bind_eager(m);
   bind_camera(m);
+  bind_knn(m);
 }

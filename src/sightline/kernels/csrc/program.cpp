@@ -35,27 +35,40 @@ void Axis::classify() {
   // Find one output whose taps all lie inside; it fixes start, stride and dilation, and the rest must follow.
   regular = false;
   auto value = [&](int o, int k) { return index[(size_t)o * taps + k]; };
-  int first = -1, second = -1;
+  int whole = -1, second = -1;
   for (int o = 0; o < out && second < 0; ++o) {
     bool inside = true;
     for (int k = 0; k < taps; ++k) inside = inside && value(o, k) >= 0;
-    if (inside) (first < 0 ? first : second) = o;
+    if (inside) (whole < 0 ? whole : second) = o;
   }
-  if (first < 0) return;
-  dilation = taps > 1 ? value(first, 1) - value(first, 0) : 1;
-  stride = second >= 0 && (value(second, 0) - value(first, 0)) % (second - first) == 0
-               ? (value(second, 0) - value(first, 0)) / (second - first) : 1;
-  start = value(first, 0) - first * stride;
-  if (dilation < 1 || stride < 1) return;
+  if (whole < 0) return reverse();
+  dilation = taps > 1 ? value(whole, 1) - value(whole, 0) : 1;
+  stride = second >= 0 && (value(second, 0) - value(whole, 0)) % (second - whole) == 0
+               ? (value(second, 0) - value(whole, 0)) / (second - whole) : 1;
+  start = value(whole, 0) - whole * stride;
+  if (dilation < 1 || stride < 1) return reverse();
   for (int o = 0; o < out; ++o)
     for (int k = 0; k < taps; ++k) {
       const int want = o * stride + start + k * dilation;
-      if (value(o, k) != (want >= 0 && want < in ? want : -1)) return;
+      if (value(o, k) != (want >= 0 && want < in ? want : -1)) return reverse();
     }
   regular = true;
 }
 
-Program::Program(const Kernels* kernels, const EagerKernels* moves) : k(kernels), planar(moves) {}
+void Axis::reverse() {
+  if (taps < 4) return;  // looking at each output's taps costs no more
+  first.assign((size_t)in + 1, 0);
+  for (const int32_t i : index)
+    if (i >= 0) ++first[(size_t)i + 1];
+  for (size_t i = 0; i < (size_t)in; ++i) first[i + 1] += first[i];
+  readers.resize((size_t)first[(size_t)in]);
+  std::vector<int32_t> at(first.begin(), first.end() - 1);
+  for (int o = 0; o < out; ++o)
+    for (int k = 0; k < taps; ++k)
+      if (const int32_t i = index[(size_t)o * taps + k]; i >= 0) readers[(size_t)at[(size_t)i]++] = o;
+}
+
+Program::Program(const Kernels* kernels, const EagerKernels* moves, const KnnKernels* on_points) : k(kernels), planar(moves), points(on_points) {}
 
 int Program::add_storage(int64_t elements) {
   storages.push_back(elements);
@@ -352,17 +365,66 @@ void Program::fuse_block(int last, int depthwise, int expand) {
   zero_elements = std::max<int64_t>(zero_elements, 64 * ld + 64);
 }
 
-int Program::add_max_pool(int out, int in, int rows, int cols) {
+int Program::add_knn(int out, int in, int cols, const float* weight, const float* bias, int cout, int cells, const int32_t* cell) {
+  const Tensor tin = tensors.at((size_t)in), tout = tensors.at((size_t)out);
+  const Axis& table = axes.at((size_t)cols);
+  if (tin.h != 1 || tout.h != 1 || tin.n != tout.n || table.in != tin.w || table.out != tout.w || tout.c != cout || cells < 1)
+    throw std::invalid_argument("knn: shapes do not fit");
+  for (size_t i = 0; i < table.index.size(); ++i)
+    if (table.index[i] >= 0 && (cell[i] < 0 || cell[i] >= cells)) throw std::invalid_argument("knn: cell outside the weight");
+  const size_t taps = table.index.size();
+  const int32_t only = 0;
+  const int rows = add_axis(1, 1, 1, &only);  // `table` is no longer valid
+  const Link link = window(in, rows, cols);
+  Step& s = push(Kind::kKnn, out);
+  s.links.push_back(link);
+  s.cin = tin.c;
+  s.cells = cells;
+  s.cell.assign(cell, cell + taps);
+  const int lanes = k->lanes;
+  const auto widths = panel_widths((cout + lanes - 1) / lanes, lanes);
+  for (int v : widths) s.ldo += v * lanes;
+  s.bias = Aligned((size_t)s.ldo + 64);
+  if (bias) std::copy(bias, bias + cout, s.bias.data);
+  if (k->element == 4) {
+    s.knn = std::make_unique<KnnWeights>(KnnWeights{points, planar, KnnShape(*points, s.cin, cout, cells), weight, s.bias.data});
+    s.knn_packed = knn_pack(*s.knn);
+    s.knn->packed = s.knn_packed.get();
+    s.knn->raw = nullptr;  // the caller's
+    return (int)steps.size() - 1;
+  }
+  const size_t depth = (size_t)pairs(s.cin, k->element);
+  s.weights = Aligned((size_t)s.ldo * depth * (size_t)cells + 64);
+  s.phases.emplace_back();
+  size_t at = 0;
+  int c0 = 0;
+  for (int v : widths) {
+    const int width = v * lanes;
+    s.phases[0].panels.push_back(Panel{c0, v, std::min(width, cout - c0), 0, at, 0, at});
+    for (int part = 0; part < cells; ++part, at += depth * (size_t)width)
+      for (int ci = 0; ci < s.cin; ++ci)
+        for (int l = 0; l < width && c0 + l < cout; ++l)
+          put_weight(s.weights.data + at, k->element, width, ci, l, weight[((size_t)(c0 + l) * s.cin + (size_t)ci) * (size_t)cells + (size_t)part]);
+    c0 += width;
+  }
+  return (int)steps.size() - 1;
+}
+
+int Program::add_max_pool(int out, int in, int rows, int cols, float empty) {
   const Link link = window(in, rows, cols);
   Step& s = push(Kind::kMaxPool, out);
+  s.fill = empty;
   s.links.push_back(link);
   auto sees_nothing = [](const Axis& a) {
     for (int o = 0; o < a.out; ++o)
       if (*std::max_element(a.index.begin() + (size_t)o * a.taps, a.index.begin() + (size_t)(o + 1) * a.taps) < 0) return true;
     return false;
   };
-  if (sees_nothing(axes[(size_t)rows]) || sees_nothing(axes[(size_t)cols]))
-    lowest_elements = std::max<int64_t>(lowest_elements, tensors[(size_t)in].c + 64);
+  if (sees_nothing(axes[(size_t)rows]) || sees_nothing(axes[(size_t)cols])) {
+    s.empty_pixel = Aligned((size_t)tensors[(size_t)in].c + 64);
+    if (k->element == 4) std::fill_n(s.empty_pixel.data, s.empty_pixel.size, empty);
+    else std::fill_n(reinterpret_cast<uint16_t*>(s.empty_pixel.data), 2 * s.empty_pixel.size, to_bfloat16(empty));
+  }
   return (int)steps.size() - 1;
 }
 
@@ -556,7 +618,10 @@ void Program::set_epilogue(int step, int act, float p0, float p1, const float* s
 
 int64_t Program::weight_bytes() const {
   int64_t total = 0;
-  for (const Step& s : steps) total += (int64_t)(s.weights.size + s.bias.size + s.slope.size + s.narrow_weights.size + s.narrow_bias.size) * 4;
+  for (const Step& s : steps) {
+    total += (int64_t)(s.weights.size + s.bias.size + s.slope.size + s.narrow_weights.size + s.narrow_bias.size + s.empty_pixel.size) * 4;
+    if (s.knn) total += (int64_t)(s.knn->shape.panels * s.knn->shape.panel_floats()) * 4;
+  }
   return total;
 }
 

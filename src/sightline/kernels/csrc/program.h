@@ -11,6 +11,7 @@
 
 #include "eager.h"
 #include "isa.h"
+#include "knn.h"
 
 namespace sightline {
 
@@ -32,7 +33,12 @@ struct Axis {
   // index[o][k] == o * stride + start + k * dilation wherever that lies inside [0, in), else -1
   bool regular = false;
   int stride = 1, dilation = 1, start = 0;
+  // Of a wide table that is not regular: the outputs that read input i are readers[first[i] .. first[i + 1]).
+  std::vector<int32_t> first, readers;
   void classify();
+
+ private:
+  void reverse();
 };
 
 // A list of sites whose memory is not cleared when it grows: it is as long as a map before it is filled.
@@ -63,7 +69,7 @@ struct Link {
   int rows = -1, cols = -1;  // axes, for kWindow
 };
 
-enum class Kind { kInput, kConv, kDepthwise, kMaxPool, kWeighted, kPointwise, kBinary, kGather, kMean, kUnion, kExternal };
+enum class Kind { kInput, kConv, kDepthwise, kMaxPool, kWeighted, kPointwise, kBinary, kGather, kMean, kUnion, kKnn, kExternal };
 
 struct Panel {
   int c0, vectors, valid;
@@ -103,6 +109,7 @@ struct Step {
   bool merged_rows = false;   // a kernel row is one contiguous tap
   bool panels_overlap = false;  // neighbouring panels share lanes: they must run in order
   int inner_x0 = 0, inner_x1 = 0;  // columns whose window lies inside the map
+  Aligned empty_pixel;  // what a maximum gives whose window lies outside the map; none where there is no such window
   // Few channels: several pixels share a vector, see NarrowRun and NarrowUpsample.
   bool narrow = false;
   Aligned narrow_weights, narrow_bias;
@@ -113,6 +120,12 @@ struct Step {
   float divisor = 0;
   bool softmax = false;  // pointwise: over the channels of each pixel
   float normalize = -1;  // pointwise: of each pixel first subtract its mean over channels and divide by sqrt(variance + this); < 0: not
+  // k nearest neighbours: part of the weights that each tap of the columns' axis meets. Weights of float32 are packed for knn.h, of bfloat16
+  // as panels whose parts lie one after the other.
+  std::vector<int32_t> cell;
+  int cells = 0;
+  KnnFloats knn_packed;
+  std::unique_ptr<KnnWeights> knn;
   // A block: this step computes the maps of one or two steps before it as it goes, and they are not held.
   int expand = -1;     // step whose map the depthwise convolution reads
   int depthwise = -1;  // step whose map this convolution reads; -1 where this step is the depthwise convolution itself
@@ -125,7 +138,7 @@ struct Step {
 
 class Program {
  public:
-  Program(const Kernels* kernels, const EagerKernels* planar);
+  Program(const Kernels* kernels, const EagerKernels* planar, const KnnKernels* points);
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
   int add_storage(int64_t elements);
@@ -136,7 +149,11 @@ class Program {
   int add_conv(int out, int in, int rows, int cols, const float* weight, const float* bias, int cout, int cin_group, int kh, int kw,
                int groups, int period_y, int period_x);
   int add_depthwise(int out, int in, int rows, int cols, const float* weight, const float* bias, int kh, int kw);
-  int add_max_pool(int out, int in, int rows, int cols);
+  // A layer on points (maps of one row): out[o] = bias + sum over taps j of the weight's part cell[o * taps + j] times in[axis[o][j]];
+  // 0 where there is no tap. The weight is (cout, cin, cells).
+  int add_knn(int out, int in, int cols, const float* weight, const float* bias, int cout, int cells, const int32_t* cell);
+  // `empty`: the value where a window holds nothing.
+  int add_max_pool(int out, int in, int rows, int cols, float empty);
   int add_weighted(int out, int in, int rows, int cols, const float* wy, const float* wx, const float* div_y, const float* div_x,
                    float divisor);
   int add_pointwise(int out, int in, const float* scale, const float* shift);
@@ -158,12 +175,13 @@ class Program {
 
   const Kernels* k;
   const EagerKernels* planar = nullptr;  // moves values between pixels and planes
+  const KnnKernels* points = nullptr;    // layers on points, float32
   std::vector<int64_t> storages;  // elements
   std::vector<Tensor> tensors;
   std::vector<Axis> axes;
   std::vector<Step> steps;
   int masks = 0;
-  int64_t zero_elements = 64, lowest_elements = 0;  // of what lies outside a map: zeros, and -inf where a maximum may see nothing else
+  int64_t zero_elements = 64;
 
  private:
   Step& push(Kind kind, int out);
@@ -246,6 +264,8 @@ class State {
     Aligned ring, middle;
     std::vector<int> ring_row;
     SiteList list, expand_list, places;
+    // of layers on points: inputs and parts of the weights at listed sites; or which row each tap belongs to, taps by part
+    std::vector<int32_t> owners, starts;
     float* row_space(size_t floats);
   };
   struct Block;
@@ -287,6 +307,9 @@ class State {
   void block_part(const Block& b, int item, Scratch& w);
   void block_expand(const Block& b, int row, int image, int c0, int c1, Scratch& w);
   void block_depthwise(const Block& b, const Site* list, int n, int place, int image, int c0, Scratch& w);
+  void run_knn(int step);
+  void knn_rows(const Step& s, const Site* list, int count, float* rows, Scratch& w) const;
+  void knn_rows_float(const Step& s, const Site* list, int count, float* rows, Scratch& w) const;
   void run_windows(int step);
   void run_elementwise(int step);
   void run_gather(int step);
@@ -302,7 +325,7 @@ class State {
   std::vector<uint8_t> row_tmp_, row_in_, row_or_, row_or_any_;
   std::vector<Aligned> row_sums_;   // per step, for means
   std::vector<uint8_t> resum_;      // images of the mean being run, any row of which may have changed unseen
-  Aligned zeros_, lowest_, held_frame_;  // zeros, and -inf: what lies outside a map
+  Aligned zeros_, held_frame_;
   Aligned big_rows_;
   std::vector<const Raw*> big_taps_;
   std::vector<float> big_sums_;

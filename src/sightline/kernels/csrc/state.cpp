@@ -65,12 +65,6 @@ State::State(std::shared_ptr<const Program> p, std::vector<Raw*> given) : progra
     if (s.kind == Kind::kInput) held_frame_ = Aligned(((size_t)t.pixels() * t.c + 64) * (size_t)program->k->element / sizeof(float));
   }
   zeros_ = Aligned((size_t)program->zero_elements);  // as floats, which is enough for either element
-  if (program->lowest_elements) {
-    lowest_ = Aligned((size_t)program->lowest_elements);
-    const uint16_t half = 0xff80;
-    if (program->k->element == 4) std::fill_n(lowest_.data, lowest_.size, -INFINITY);
-    else std::fill_n(reinterpret_cast<uint16_t*>(lowest_.data), 2 * lowest_.size, half);
-  }
 }
 
 void State::reset() {
@@ -135,6 +129,7 @@ void State::run(int first, int last) {
       case Kind::kBinary: run_elementwise(i); break;
       case Kind::kGather: run_gather(i); break;
       case Kind::kMean: run_mean(i); break;
+      case Kind::kKnn: run_knn(i); break;
       case Kind::kUnion: {
         Mask &to = changed[(size_t)program->tensors[(size_t)s.out].mask], &from = sites[(size_t)i];
         to.bits = from.bits;
@@ -209,7 +204,7 @@ double State::tensor_std(int tensor, bool computed_only) const {
 }
 
 int64_t State::bytes() const {
-  int64_t total = (int64_t)(zeros_.size + lowest_.size + held_frame_.size + big_rows_.size) * 4;
+  int64_t total = (int64_t)(zeros_.size + held_frame_.size + big_rows_.size) * 4;
   auto vec = [&](const auto& v) { total += (int64_t)(v.capacity() * sizeof(v[0])); };
   for (const auto* masks : {&changed, &sites, &needed, &stale})
     for (const Mask& m : *masks) {
@@ -226,6 +221,8 @@ int64_t State::bytes() const {
     vec(s->flags);
     total += (int64_t)(s->ring.size + s->middle.size) * 4;
     vec(s->ring_row);
+    vec(s->owners);
+    vec(s->starts);
     vec(s->list);
     vec(s->expand_list);
     vec(s->places);

@@ -42,7 +42,7 @@ void State::run_windows(int step) {
       }
       if (!max || !outside) continue;
       for (int j = 0; j < ntaps; ++j)
-        if (taps[j] == zero) taps[j] = some ? some : reinterpret_cast<const Raw*>(lowest_.data);
+        if (taps[j] == zero) taps[j] = some ? some : reinterpret_cast<const Raw*>(s.empty_pixel.data);
     }
     if (max) k.max_pool(w.taps.data(), ntaps, to);
     else k.weighted(w.taps.data(), ny, nx, s.wy.data(), s.wx.data(), s.div_y.data(), s.div_x.data(), s.divisor, to);

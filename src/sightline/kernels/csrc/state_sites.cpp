@@ -49,13 +49,17 @@ void State::project(const Link& link, const Mask& from, const Tensor& tin, const
         if (hi > lo) std::memcpy(row_in_.data() + lo, in + ax.start + lo, (size_t)(hi - lo));
         if (hi < reach) std::memset(row_in_.data() + std::max(hi, 0), 0, (size_t)(reach - std::max(hi, 0)));
         k.or_row(row_in_.data(), ax.taps, ax.dilation, ax.stride, ax.out, row_tmp_.data(), out);
+      } else if (!ax.first.empty() && 2 * k.count(in, ax.in) < ax.in) {  // few have changed: ask each of them who reads it
+        std::memset(out, 0, ow);
+        for (int i = 0; i < ax.in; ++i)
+          if (in[i])
+            for (int j = ax.first[(size_t)i]; j < ax.first[(size_t)i + 1]; ++j) out[ax.readers[(size_t)j]] = 1;
       } else {
         for (int x = 0; x < ax.out; ++x) {
+          const int32_t* taps = ax.index.data() + (size_t)x * ax.taps;
           uint8_t any = 0;
-          for (int j = 0; j < ax.taps; ++j) {
-            const int at = ax.index[(size_t)x * ax.taps + j];
-            if (at >= 0) any |= in[at];
-          }
+          for (int j = 0; j < ax.taps && !any; ++j)
+            if (taps[j] >= 0) any = in[taps[j]];
           out[x] = any;
         }
       }

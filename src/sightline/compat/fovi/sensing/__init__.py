@@ -1,0 +1,1 @@
+"""Sensors, what samples with them, and where it looks: ``fovi.sensing``."""
