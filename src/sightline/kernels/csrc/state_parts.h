@@ -10,7 +10,7 @@ namespace sightline {
 constexpr int kLongest = 16;                      // pixels of a depthwise run, so that zero_elements covers a run of padding rows
 constexpr int kChunk = 96;                        // pixels that share one pass over a weight panel
 constexpr int64_t kSmallWeights = 400 * 1024;     // bytes: below this, weights stay in L2 whatever the loop order
-constexpr int64_t kFetched = 1 << 20;             // bytes of a map from which its rows are asked for ahead of time
+constexpr int64_t kFetched = 1 << 18;             // bytes of a map from which its rows are asked for ahead of time
 constexpr double kBusy = 0.7;                     // share of a map from which a step counts as busy
 constexpr uint8_t kLookAgain = 8;                 // frames for which a busy step publishes without comparing
 constexpr int64_t kSerialWork = 200 * 1000;       // multiply-accumulates below which threads do not pay
