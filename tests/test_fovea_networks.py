@@ -322,7 +322,10 @@ def test_projectors_are_built_block_by_block() -> None:
         (lambda: KNNConvNeXt.of_size("giant", in_res=16), "not 'giant'"),
         (lambda: VisionTransformer(16, 4, pos_emb_type="learned"), "absolute or rope"),
         (lambda: VisionTransformer(16, 4, embed_dim=10, num_heads=3), "multiple of num_heads = 3"),
-        (lambda: KNNViT(16, 0.5, img_size=16, embed_dim=18, num_heads=3, pos_emb_type="rope", patch_size=4, sample_cortex=True), "multiple of 4 \\* num_heads"),
+        (
+            lambda: KNNViT(16, 0.5, img_size=16, embed_dim=18, num_heads=3, pos_emb_type="rope", patch_size=4, sample_cortex=True),
+            "multiple of 4 \\* num_heads",
+        ),
         (lambda: KNNViT(16, 0.5, embedding="hex"), "model.vit.embedding must be one of"),
         (lambda: DenseResNet(20), "depth 18, 34, 50, not 20"),
         (lambda: DenseAlexNet("base_lowre"), "did you mean 'base_lowres'"),
