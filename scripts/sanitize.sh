@@ -24,7 +24,7 @@ if "$cxx" --version | grep -qi clang; then
 fi
 shopt -s nullglob
 # Not the one that measures memory: the instrumented kernels need more.
-tests=(tests/test_native*.py tests/test_ops.py tests/test_ops_channel_sum.py --deselect "tests/test_ops_channel_sum.py::test_no_patches_are_made_natively")
+tests=(tests/test_native*.py tests/test_points.py tests/test_ops.py tests/test_ops_channel_sum.py --deselect "tests/test_ops_channel_sum.py::test_no_patches_are_made_natively")
 if [ ${#tests[@]} -eq 0 ]; then
   echo "sanitize.sh: no tests/test_native*.py to run" >&2
   exit 1

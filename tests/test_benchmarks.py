@@ -182,6 +182,18 @@ def test_gates_quick(tmp_path: Path, shared_data: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("native")
+def test_fovea_video_quick(tmp_path: Path, shared_data: Path) -> None:
+    pytest.importorskip("av", reason="decodes the clips")
+    (case,) = quick("bench_fovea_video.py", tmp_path, "--only", "webcam, eye moving")["cases"]
+    found = {row["contestant"]: row for row in case["rows"]}
+    assert list(found) == ["network", "computed whole", "threshold 0", "threshold 0.03", "threshold 0.1"]
+    assert found["threshold 0"]["relative_l2"] < 1e-5 < found["threshold 0.1"]["relative_l2"] < 1
+    assert 0 < found["threshold 0.1"]["macs_share"] < found["threshold 0"]["macs_share"] <= 1
+    assert shared_data.is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("native")
 def test_camera_quick(tmp_path: Path, shared_data: Path) -> None:
     pytest.importorskip("av", reason="decodes the clips")
     cases = {case["case"]: case for case in quick("bench_camera.py", tmp_path, "--only", "hall")["cases"]}

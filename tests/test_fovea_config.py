@@ -8,7 +8,6 @@ from typing import Any
 
 import hydra
 import pytest
-import yaml
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
@@ -112,8 +111,7 @@ def test_keys_that_only_fovi_has_are_accepted() -> None:
 
 
 def test_the_defaults_are_valid_and_documented() -> None:
-    text = (config.FOLDER / "default.yaml").read_text()
-    assert settings({}) == settings(yaml.safe_load(text))
+    assert settings({}) == settings(OmegaConf.load(config.FOLDER / "default.yaml"))
     assert {"saccades.cmf_a", "model.vit.embedding", "training.loss"} <= set(config.known_names())
 
 

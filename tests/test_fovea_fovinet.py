@@ -161,7 +161,7 @@ def test_self_supervised_training_uses_its_own_projector(loss: str) -> None:
     images = torch.rand(2, 3, 64, 64)
     embeddings, outputs, seen = net(images, n_fixations=2)
     assert embeddings.shape == (2, 2, 8) and seen.shape[:2] == (2, 2)
-    own = net.network.projector_ssl(outputs[0].flatten(0, 1))[0].unflatten(0, (2, 2))  # type: ignore[operator, union-attr]
+    own = net.network.projector_ssl(outputs[0].flatten(0, 1))[0].unflatten(0, (2, 2))  # type: ignore[operator]
     torch.testing.assert_close(embeddings, own)
     embeddings.sum().backward()
     touched = {name.partition(".")[0] for name, value in net.network.named_parameters() if value.grad is not None}
@@ -357,12 +357,14 @@ def test_folders_in_fovis_layout_load(tmp_path: Path, layout: str) -> None:
 def test_another_number_of_classes_leaves_the_heads_weights_out(tmp_path: Path) -> None:
     saved = _net()
     _save(tmp_path, saved, _config(), layout="plain")
-    net = get_model_from_base_fn("mine", model_dirs=[tmp_path], **{"data.num_classes": 3}).eval()
+    classes: dict[str, Any] = {"data.num_classes": 3}
+    wrong: dict[str, Any] = {"data.num_class": 3}
+    net = get_model_from_base_fn("mine", model_dirs=[tmp_path], **classes).eval()
     x = torch.rand(1, 1, 3, 230)
     assert net(x, fixated_inputs=True)[0].shape == (1, 3)
     assert torch.equal(net(x, fixated_inputs=True)[1][-1], saved(x, fixated_inputs=True)[1][-1])
     with pytest.raises(ConfigError, match=r"did you mean data\.num_classes"):
-        get_model_from_base_fn("mine", model_dirs=[tmp_path], **{"data.num_class": 3})
+        get_model_from_base_fn("mine", model_dirs=[tmp_path], **wrong)
 
 
 def test_weights_of_another_geometry_are_refused_with_both_named() -> None:
@@ -377,6 +379,18 @@ def test_weights_of_another_geometry_are_refused_with_both_named() -> None:
         net.load_state_dict({**net.state_dict(), "extra.weight": torch.zeros(1)})
     result = net.load_state_dict({**net.state_dict(), "extra.weight": torch.zeros(1)}, strict=False)
     assert result.unexpected_keys == ["extra.weight"]
+
+
+def test_weights_of_the_same_shapes_from_another_sensor_are_refused_where_their_geometry_is_known(tmp_path: Path) -> None:
+    net, other = _net(), _net("saccades.field_geometry=legacy")
+    assert net.load_state_dict(other.state_dict()).missing_keys == []  # weights alone do not tell
+    with pytest.raises(CheckpointError, match=r"another geometry: backbone\.layers\.0\.conv has .*legacy.*in it, and .*planar.* here"):
+        net.load_state_dict(other.state_dict(), geometry=other.geometry())
+    assert net.load_state_dict(other.state_dict(), geometry=net.geometry()).missing_keys == []
+    base = _save(tmp_path, other, _config(), layout="plain")
+    torch.save({"state_dict": other.state_dict(), "geometry": other.geometry()}, base / "state_dict.pth")
+    with pytest.raises(CheckpointError, match="another geometry"):
+        get_model_from_base_fn("mine", model_dirs=[tmp_path])
 
 
 def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:

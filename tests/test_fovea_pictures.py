@@ -128,7 +128,7 @@ def test_fixations_are_numbered_and_framed_by_their_field() -> None:
     image, samples, fixations, sizes = glimpses()
     picture = pictures.draw_fixations(image, fixations, sizes, samples=samples, sensor=SENSOR, notes=["a", "b", "c"])
     main, *below = picture.axes
-    fields = [patch for patch in main.patches if isinstance(patch, Ellipse)]
+    fields: list[Any] = [patch for patch in main.patches if isinstance(patch, Ellipse)]
     assert [field.get_center() for field in fields] == [(32.0, 24.0), (64.0, 0.0), (32.0, 12.0)]
     assert {(field.get_width(), field.get_height()) for field in fields} == {(40.0, 40.0)}
     assert [text.get_text() for text in main.texts if text.get_text()] == ["1", "2", "3"]
@@ -211,7 +211,7 @@ def test_receptive_fields_on_the_image() -> None:
     assert float((coords.cartesian[unit] * 8 - torch.tensor([4.0, -3.0])).norm()) < 3
     picture = pictures.draw_receptive_field(net, name, unit, image=torch.rand(3, 40, 40), size=(40, 40))
     places = drawn(picture.axes[0])[0]
-    share = pictures.receptive_field([net.layers[0].conv, net.layers[0].pool], unit)  # type: ignore[union-attr, list-item]
+    share = pictures.receptive_field(list(pictures.layer_chain(net).values())[:2], unit)
     assert len(places) == int((share > 0).sum())
     assert (places.mean(0) > 20).all()  # to the right, and down
     assert len(pictures.draw_receptive_field(net, name, unit).axes) == 2
@@ -242,9 +242,9 @@ def test_filters_stand_upright_in_their_frame() -> None:
     over = pictures.draw_filter_over_space(layer, 2, [0, 100])
     assert len(over.axes[0].collections) == 3
     np.testing.assert_allclose(drawn(over.axes[0])[2], SENSOR.cartesian.double().numpy()[layer.index[100][layer.index[100] >= 0]] * 8)
-    for call in (lambda: pictures.draw_filters(layer, [4]), lambda: pictures.draw_filters(layer, 1, channel=3)):
+    for which, channel in (([4], None), ([0], 3)):
         with pytest.raises(ShapeError, match="filters"):
-            call()
+            pictures.draw_filters(layer, which, channel)
     with pytest.raises(ShapeError, match="units"):
         pictures.draw_filter_over_space(layer, 0, [10**6])
     with pytest.raises(ShapeError, match="KNNConv"):

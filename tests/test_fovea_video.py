@@ -144,7 +144,7 @@ def test_what_does_not_fit_is_refused_and_the_stream_goes_on() -> None:
         fovea.stream(nn.Conv2d(3, 4, 3))
     net = network()
     with pytest.raises(ShapeError, match="its own"):
-        fovea.stream(net, retina=net.retinal_transform)
+        fovea.stream(net, retina=net.retinal_transform)  # type: ignore[arg-type]
 
 
 def test_thresholds_hold_per_point_and_save_work() -> None:

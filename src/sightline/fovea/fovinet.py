@@ -208,7 +208,8 @@ class FoviNet(nn.Module):
     @staticmethod
     def _unfolded(values: Tensor, samples: Tensor) -> Tensor:
         """(F * B, ...) to (B, F, ...)."""
-        return values.unflatten(0, (samples.shape[1], samples.shape[0])).transpose(0, 1)
+        apart: Tensor = values.unflatten(0, (samples.shape[1], samples.shape[0]))
+        return apart.transpose(0, 1)
 
     @property
     def _backbone(self) -> nn.Module:
@@ -300,17 +301,26 @@ class FoviNet(nn.Module):
         return geometry_of(self.network)
 
     # ---------------------------------------------------------------------------------------------- weights
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False, *, geometry: Mapping[str, str] | None = None
+    ) -> Any:
         """Load weights of this network, of fovi's or of our own training.
 
         Args:
             state_dict: names and shapes as in `state_dict`; "module." in front of names is removed.
             strict: every parameter must be there, and none may be left over.
             assign: as in ``nn.Module.load_state_dict``.
+            geometry: what `geometry` returned when the weights were saved. Weights carry no geometry, so those of another sensor may have
+                the same shapes and compute something else.
 
         Raises:
             CheckpointError: weights of another geometry or architecture; the first difference is named.
         """
+        known = {name.removeprefix("network."): words for name, words in (geometry or {}).items()}
+        for name, mine in self.geometry().items() if geometry is not None else ():
+            theirs = known.get(name, "no such layer")
+            if theirs != mine:
+                raise CheckpointError(f"the checkpoint is of another geometry: {name} has {theirs} in it, and {mine} here")
         given = {name.removeprefix("module."): value for name, value in state_dict.items()}
         ours = self.state_dict()
         for name in (name for name in ours if name in given):

@@ -83,6 +83,7 @@ def retina_for(see: Section, sensor: SensorGrid | None, retina: Any = RetinalTra
         color_mean=IMAGENET_MEAN if normalized else None,
         color_std=IMAGENET_STD if normalized else None,
         gray_in_eval=bool(see.validation.no_color),
+        pool_factor=see.saccades.pool_factor,
     )
     return made
 

@@ -184,10 +184,10 @@ class FoveaStream:
 
     @torch.no_grad()
     def _look(self, images: Tensor, fixations: _Fixations, n_fixations: int | None, size: Any, generator: torch.Generator | None) -> Any:
-        known = self.fixations is not None and self.sizes is not None and not self._ask
-        if fixations is None and known and n_fixations is None:
-            assert self.fixations is not None
+        if fixations is None and n_fixations is None and self.fixations is not None and self.sizes is not None and not self._ask:
             fixations = self.fixations
+            if size is None and isinstance(images, Tensor) and len(images) == len(fixations):
+                return self._policy.look(images, fixations, self.sizes)
         if size is None and fixations is not None and self.sizes is not None:
             count = fixations.shape[1] if isinstance(fixations, Tensor) and fixations.ndim == 3 else len(fixations)
             size = self.sizes if self.sizes.shape[:2] == (len(images), count) else None

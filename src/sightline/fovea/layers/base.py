@@ -12,6 +12,15 @@ from sightline.fovea.neighbours import Space, Ties
 from sightline.fovea.sensor import SensorGrid
 
 
+def cast_alike(x: Tensor, *values: Tensor | None) -> tuple[Any, ...]:
+    """Under autocast all of them in its type, as with PyTorch's own convolutions; else as they are."""
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind) or not x.is_floating_point():
+        return x, *values
+    dtype = torch.get_autocast_dtype(kind)
+    return x.to(dtype), *(None if value is None else value.to(dtype) for value in values)
+
+
 class KNNLayer(nn.Module):
     """A layer from one sensor to another.
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.fovea.layers.base import KNNLayer, factory
+from sightline.fovea.layers.base import KNNLayer, cast_alike, factory
 from sightline.fovea.layers.function import knn_conv
 from sightline.fovea.layers.weights import kernel_from_conv
 from sightline.fovea.neighbours import Space, Ties, neighbour_table
@@ -93,7 +93,8 @@ class KNNConv(KNNLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, N_in) to (B, out_channels, N_out)."""
         self._check_input(x, self.in_channels)
-        return knn_conv(x, self.weight, self.bias, self.index, self.cell)
+        x, weight, bias = cast_alike(x, self.weight, self.bias)
+        return knn_conv(x, weight, bias, self.index, self.cell)
 
     @torch.no_grad()
     def load_conv_weights(self, conv: nn.Conv2d | nn.Conv3d, **options: Any) -> None:

@@ -22,7 +22,7 @@ from sightline.fovea.networks.convnext import SIZES, KNNConvNeXt
 from sightline.fovea.networks.dense import DenseAlexNet, DenseResNet
 from sightline.fovea.networks.mlp import BackboneProjectorWrapper, get_mlp
 from sightline.fovea.networks.resnet import LAYERS, KNNResNet
-from sightline.fovea.networks.tables import POOL_AFTER, alexnet_rows
+from sightline.fovea.networks.tables import alexnet_rows
 from sightline.fovea.networks.vit import KNNViT, VisionTransformer
 
 _Device = torch.device | str | None
@@ -119,7 +119,7 @@ def _norm_options(cfg: Section) -> dict[str, Any]:
 def _alexnet(cls: type[KNNAlexNet], cfg: Section, device: _Device = None) -> nn.Module:
     rows = alexnet_rows(cfg.model.arch_spec, cfg.model.channel_mult, cfg.model.k_mult)
     backbone = cls(
-        cfg.saccades.resize_size, cfg.model.in_channels, [row[0] for row in rows], [row[2] for row in rows], POOL_AFTER,
+        cfg.saccades.resize_size, cfg.model.in_channels, [row[0] for row in rows], [row[2] for row in rows], cfg.model.pool_after,
         [row[1] ** 2 for row in rows], out_res=cfg.model.out_grid_size, layer_cls=cfg.model.conv_layer_cls,
         ref_frame_mult=cfg.model.ref_frame_mult, **_norm_options(cfg), **_sensor_options(cfg, device),
     )  # fmt: skip
@@ -180,7 +180,7 @@ def _out_grid(cfg: Section) -> int:
 def _dense_alexnet(cfg: Section, device: _Device = None) -> nn.Module:
     backbone = DenseAlexNet(
         cfg.model.arch_spec, cfg.model.in_channels, cfg.saccades.resize_size, _out_grid(cfg), cfg.model.norm, _polar(cfg),
-        cfg.model.channel_mult, cfg.model.k_mult,
+        cfg.model.channel_mult, cfg.model.k_mult, cfg.model.pool_after,
     )  # fmt: skip
     return wrapped(backbone.to(device), cfg, device)
 

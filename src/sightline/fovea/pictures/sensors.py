@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -64,9 +64,10 @@ def draw_manifold(sensor: SensorGrid) -> Figure:
     picture, (axes,) = canvas.figure(1, 1, cell=(5, 4.6), projection="3d")
     place = canvas.array(points)
     colour = np.log1p(canvas.array(sensor.polar[:, 0]) * sensor.fov / 2 / sensor.cmf_a)
-    axes.scatter(*place.T, s=_dot(len(sensor)), c=colour, cmap=_MAP, linewidths=0)
-    axes.set_box_aspect(np.ptp(place, axis=0))
-    axes.view_init(elev=24, azim=-60)  # type: ignore[attr-defined]
+    surface: Any = axes  # its methods take three coordinates
+    surface.scatter(*place.T, s=_dot(len(sensor)), c=colour, cmap=_MAP, linewidths=0)
+    surface.set_box_aspect(np.ptp(place, axis=0))
+    surface.view_init(elev=24, azim=-60)
     axes.tick_params(labelsize=7, colors=canvas.FAINT)
     canvas.title(axes, f"cortical surface ({sensor.manifold}), mm")
     return picture

@@ -387,7 +387,7 @@ int Program::add_knn(int out, int in, int cols, const float* weight, const float
   s.bias = Aligned((size_t)s.ldo + 64);
   if (bias) std::copy(bias, bias + cout, s.bias.data);
   if (k->element == 4) {
-    s.knn = std::make_unique<KnnWeights>(KnnWeights{points, planar, KnnShape(*points, s.cin, cout, cells), weight, s.bias.data});
+    s.knn = std::make_unique<KnnWeights>(KnnWeights{points, KnnShape(*points, s.cin, cout, cells), weight, s.bias.data});
     s.knn_packed = knn_pack(*s.knn);
     s.knn->packed = s.knn_packed.get();
     s.knn->raw = nullptr;  // the caller's
