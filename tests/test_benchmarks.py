@@ -372,7 +372,11 @@ def test_every_table_renders(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| clip (m, 8x6) | knapsack | 25 % | 4.00 | 10.0 (onnxruntime) | 4.00 | 2.50 | 5.00 | 0.90 | 0.01 | top1 0.050 | 9 |" in text
     assert "| clip (m, 8x6) | greedy | 50 % | 2.00 | 10.0 (onnxruntime) | 5.00 | 2.00 | 4.00 | 0.90 | 0.01 | - | 9 |" in text
     looked = {"top1": dict.fromkeys(("1", "2", "4", "8"), 0.5)}
-    foveated: dict[str, Any] = {"case": "foveated, learned", "samples": 123, "tests": dict.fromkeys(("learned", "contrast", "random"), looked)}
+    foveated: dict[str, Any] = {
+        "case": "foveated, learned",
+        "samples": 123,
+        "tests": dict.fromkeys(("learned", "contrast", "random"), looked),
+    }
     better = {"top1": dict.fromkeys(("1", "2", "4", "8"), 0.75)}
     dense = [{"case": f"dense, 4 x, {end}", "samples": 529, "side": 23, "top1": top1} for end, top1 in (("average", 0.2), ("all", 0.3))]
     text = tables.fovea_training(result("train-fovea", [foveated, {**foveated, "tests": {**foveated["tests"], "learned": better}}, *dense]))

@@ -141,8 +141,17 @@ def test_batch_norm_keeps_statistics_as_torch_does() -> None:
 
 
 def test_norms_by_name() -> None:
-    kinds = {"batch": KNNBatchNorm, "sync_batch": KNNBatchNorm, "channel": KNNChannelNorm, "layer_chan": KNNChannelNorm,
-             "coord": KNNCoordNorm, "layer_space": KNNCoordNorm, "layer": KNNLayerNorm, "layer_all": KNNLayerNorm, "group": KNNGroupNorm}  # fmt: skip
+    kinds = {
+        "batch": KNNBatchNorm,
+        "sync_batch": KNNBatchNorm,
+        "channel": KNNChannelNorm,
+        "layer_chan": KNNChannelNorm,
+        "coord": KNNCoordNorm,
+        "layer_space": KNNCoordNorm,
+        "layer": KNNLayerNorm,
+        "layer_all": KNNLayerNorm,
+        "group": KNNGroupNorm,
+    }
     for name, kind in kinds.items():
         assert type(get_norm(name, 31, 8)) is kind
     assert get_norm("none", 31, 8) is None
@@ -163,7 +172,7 @@ def test_nodes_without_inputs_are_zero_bias_and_all() -> None:
         KNNConv(3, 4, 9, source, source, bias=True),
         KNNDepthwiseConv(3, 6, 9, source, source, bias=True),
         KNNDepthwiseSeparableConv(3, 6, 9, source, source, bias=True),
-        *(KNNPool(9, source, source, mode) for mode in ("max", "avg", "sum", "gaussian")),  # type: ignore[arg-type]
+        *(KNNPool(9, source, source, mode) for mode in ("max", "avg", "sum", "gaussian")),
     ):
         for value in layer.parameters():
             nn.init.normal_(value)
@@ -183,7 +192,7 @@ def test_nan_is_kept_and_not_taken_for_padding() -> None:
     x = randn(1, 2, len(FINE))
     x[0, 1, 4] = torch.nan
     for mode in ("max", "avg", "sum", "gaussian"):
-        layer = KNNPool(9, FINE, COARSE, mode)  # type: ignore[arg-type]
+        layer = KNNPool(9, FINE, COARSE, mode)
         reads = (layer.index == 4).any(1)
         assert reads.any()
         for given in (x, x.double()):
@@ -251,18 +260,25 @@ def test_registration(dtype: torch.dtype) -> None:
         torch.library.opcheck(op, given, test_utils=checks)
 
 
-def network() -> nn.Sequential:
+def network() -> Any:
     return nn.Sequential(KNNConv(3, 8, 9, FINE, FINE, side=6), KNNBatchNorm(len(FINE), 8), nn.ReLU(), KNNPool(9, FINE, COARSE))
 
 
 def test_exported_networks_have_one_node_per_layer() -> None:
     net, x = network().eval(), randn(2, 3, len(FINE))
-    program = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
+    program = torch.export.export(net, (x,))
     names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert [name for name in names if "sightline" in name] == ["sightline.knn_conv.default", "sightline.knn_max_pool.default"]
-    for batch in (1, 5):
-        given = randn(batch, 3, len(FINE))
-        torch.testing.assert_close(program.module()(given), net(given))
+    given = randn(2, 3, len(FINE))
+    torch.testing.assert_close(program.module()(given), net(given))
+
+
+def test_exported_layers_take_any_batch() -> None:
+    for layer in (KNNConv(3, 8, 9, FINE, FINE), KNNPool(9, FINE, COARSE), KNNPool(9, FINE, COARSE, "gaussian")):
+        program = torch.export.export(layer, (randn(2, 3, len(FINE)),), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
+        for batch in (1, 5):
+            given = randn(batch, 3, len(FINE))
+            torch.testing.assert_close(program.module()(given), layer(given))
 
 
 def test_tables_are_no_part_of_checkpoints_and_survive_conversions() -> None:
@@ -285,7 +301,7 @@ def test_half_precision_is_summed_in_float32() -> None:
         assert low(given).dtype == dtype
         torch.testing.assert_close(low(given).double(), exact, rtol=off, atol=off / 16)
         for mode in ("max", "avg", "gaussian"):
-            pool = KNNPool(9, FINE, COARSE, mode)  # type: ignore[arg-type]
+            pool = KNNPool(9, FINE, COARSE, mode)
             torch.testing.assert_close(pool(given).double(), pool(given.double()), rtol=2 * off, atol=off / 8)
 
 

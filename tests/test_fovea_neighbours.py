@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sightline import kernels
 from sightline.errors import BackendError, ShapeError
-from sightline.fovea import SensorGrid, neighbours
+from sightline.fovea import SensorGrid
 from sightline.fovea.geodesic import planar_distances
 from sightline.fovea.neighbours import Points, find_neighbours, kernel_cells, nearest, neighbour_table
 
@@ -82,7 +83,7 @@ def test_without_the_native_library_the_tables_are_the_same(monkeypatch: pytest.
         points = Points.of(source, "stable"), Points.of(target, "stable")
         native = nearest(*points, k)
         with monkeypatch.context() as patch:
-            patch.setattr(neighbours.kernels, "native", lambda: None)
+            patch.setattr(kernels, "native", lambda: None)
             assert torch.equal(native.candidate, nearest(*points, k).candidate)
 
 
@@ -122,7 +123,7 @@ def test_ties_of_fovi_are_its_tables(case: tuple[str, int, int, int, int, str, s
 
 def test_fovi_differs_by_ties_only() -> None:
     source, target = SensorGrid(16, 0.5, 26), SensorGrid(16, 0.5, 13)
-    exact, theirs = (find_neighbours(source, target, 25, True, ties) for ties in ("stable", "fovi"))  # type: ignore[arg-type]
+    exact, theirs = (find_neighbours(source, target, 25, True, ties) for ties in ("stable", "fovi"))
     cortex, nodes = Points.of(source, "stable").candidates(True), Points.of(target, "stable").cortical
     assert nodes is not None
     far = torch.linalg.vector_norm(cortex[theirs.candidate] - nodes[:, None], dim=2)
@@ -166,7 +167,7 @@ def test_what_makes_no_table_is_refused() -> None:
     grid = SensorGrid(16, 0.5, 3)
     for wrong in ({"k": 0}, {"k": 9, "side": 0}, {"k": 9, "space": "sideways"}):
         with pytest.raises(ShapeError):
-            neighbour_table(grid, grid, **wrong)  # type: ignore[arg-type]
+            neighbour_table(grid, grid, **wrong)
     flat = SensorGrid(16, 0.5, 4, style="uniform")
     with pytest.raises(ShapeError, match="sample_cortex=False"):
         neighbour_table(flat, flat, 4)
@@ -186,7 +187,8 @@ def polyline(start: Tensor, end: Tensor, pieces: int = 32) -> float:
         points = torch.cat((start[None], path, end[None]))
         ends, middles = (torch.linalg.vector_norm(p, dim=1) for p in (points, (points[1:] + points[:-1]) / 2))
         index = 10 / (0.5 + ends)
-        return torch.linalg.vector_norm(points[1:] - points[:-1], dim=1) * (index[1:] + index[:-1] + 40 / (0.5 + middles)) / 6
+        pieces: Tensor = torch.linalg.vector_norm(points[1:] - points[:-1], dim=1) * (index[1:] + index[:-1] + 40 / (0.5 + middles)) / 6
+        return pieces
 
     def closure() -> Tensor:
         solver.zero_grad()
@@ -194,7 +196,7 @@ def polyline(start: Tensor, end: Tensor, pieces: int = 32) -> float:
         energy.backward()
         return energy
 
-    solver.step(closure)  # type: ignore[no-untyped-call]
+    solver.step(closure)
     return float(lengths().detach().sum())
 
 

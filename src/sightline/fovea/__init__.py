@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sightline.fovea.color import ColorDecay
     from sightline.fovea.config import compose
     from sightline.fovea.fovinet import FoviNet
+    from sightline.fovea.gaze import CameraSampler
     from sightline.fovea.layers import (
         KNNBatchNorm,
         KNNChannelNorm,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         get_norm,
         load_fovi_state_dict,
     )
+    from sightline.fovea.lens import CalibratedCamera
     from sightline.fovea.load import find_config, get_model_from_base_fn, load_config
     from sightline.fovea.neighbours import NeighbourTable, neighbour_table
     from sightline.fovea.networks import (
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
 
 # Public name: the module below this package that holds it.
 _HOMES = {
+    "CalibratedCamera": "lens",
+    "CameraSampler": "gaze",
     "ColorDecay": "color",
     "compose": "config",
     "FoviNet": "fovinet",
@@ -116,6 +120,8 @@ _HOMES = {
 __all__ = [
     "ARCHITECTURES",
     "POLICIES",
+    "CalibratedCamera",
+    "CameraSampler",
     "ColorDecay",
     "DenseAlexNet",
     "DenseResNet",

@@ -2,9 +2,9 @@
 
 What belongs here: the geometry of that one surface. Who is whose neighbour belongs to `neighbours`.
 
-The surface is one of revolution with radius rho(r) = k r / (a + r) and conformal to the visual field, ds = k / (a + r) |dp|. Along a geodesic
-Clairaut's p = rho sin(angle to the meridian) stays the same. The angle turned and the length from the point
-where the geodesic comes closest to the axis (rho = p) are
+The surface is one of revolution with radius rho(r) = k r / (a + r) and conformal to the visual field, ds = k / (a + r) |dp|. Along a
+geodesic Clairaut's p = rho sin(angle to the meridian) stays the same. The angle turned and the length from the point where the
+geodesic comes closest to the axis (rho = p) are
 
     angle(rho) = arccos(p / rho) + p I(rho),      length(rho) = k**2 I(rho) - k arcosh(rho / p),
     I(rho) = integral from p to rho of dt / ((k - t) sqrt(t**2 - p**2))

@@ -54,10 +54,17 @@ class Points(NamedTuple):
         if ties == "fovi" and not sensor.float32_recipe:
             sensor = sensor.replace(float32_recipe=True)
         g = sensor.exact
-        parts = [g.cartesian, g.cortical, g.pad_cartesian, g.pad_cortical]
-        if ties == "fovi":
-            parts = [None if part is None else part.float() for part in parts]
-        return cls(*parts, valid_mask=g.valid_mask, wraps=sensor.style.startswith("logpolar"), manifold=sensor.manifold)  # type: ignore[arg-type]
+        points = cls(
+            g.cartesian, g.cortical, g.pad_cartesian, g.pad_cortical, g.valid_mask, sensor.style.startswith("logpolar"), sensor.manifold
+        )  # fmt: skip
+        if ties != "fovi":
+            return points
+        return points._replace(
+            cartesian=g.cartesian.float(),
+            cortical=None if g.cortical is None else g.cortical.float(),
+            pad_cartesian=g.pad_cartesian.float(),
+            pad_cortical=None if g.pad_cortical is None else g.pad_cortical.float(),
+        )
 
     def candidates(self, space: Space) -> Tensor:
         """Coordinates that neighbours are searched by, padding last."""
@@ -178,7 +185,7 @@ def _nearest_along(source: Points, candidates: Tensor, queries: Tensor, candidat
     """The k of some candidates that are nearest along the surface."""
     if source.manifold != "planar":
         raise BackendError(
-            f"sample_cortex='geodesic': lengths along the surface are known for the manifold 'planar', this sensor has {source.manifold!r}; "
+            f"sample_cortex='geodesic': lengths along the surface are known for manifold='planar', this sensor has {source.manifold!r}; "
             "pass sample_cortex=True, or a planar sensor"
         )
     chord = torch.linalg.vector_norm(candidates[candidate].double() - queries[:, None].double(), dim=2)
@@ -284,7 +291,8 @@ def _chords(source: Points, target: Points, candidate: Tensor) -> Tensor:
     apart = (source.candidates(space=True)[candidate] - target.cortical[:, None]).abs()
     if source.wraps:
         apart[..., 1] = torch.minimum(apart[..., 1], 1 - apart[..., 1])
-    return torch.linalg.vector_norm(apart, dim=2)
+    length: Tensor = torch.linalg.vector_norm(apart, dim=2)
+    return length
 
 
 def _laid_out_as_fovi(source: Points, target: Points, found: Neighbours, places: Tensor) -> Tensor:

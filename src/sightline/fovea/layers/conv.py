@@ -94,7 +94,8 @@ class KNNConv(KNNLayer):
         """(B, in_channels, N_in) to (B, out_channels, N_out)."""
         self._check_input(x, self.in_channels)
         x, weight, bias = cast_alike(x, self.weight, self.bias)
-        return knn_conv(x, weight, bias, self.index, self.cell)
+        y: Tensor = knn_conv(x, weight, bias, self.index, self.cell)
+        return y
 
     @torch.no_grad()
     def load_conv_weights(self, conv: nn.Conv2d | nn.Conv3d, **options: Any) -> None:
