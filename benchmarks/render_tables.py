@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "models.md", ROOT / "docs" / "fovea_training.md")
+FILES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "benchmarks.md",
+    ROOT / "docs" / "fovea.md",
+    ROOT / "docs" / "models.md",
+    ROOT / "docs" / "fovea_training.md",
+)
 MARKER = re.compile(r"(<!-- table:([\w.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 SCHEMA = 1
 DENSE = ("eager", "torch.compile", "onnxruntime", "openvino")
