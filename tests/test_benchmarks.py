@@ -423,3 +423,10 @@ def test_renderer_rejects_what_it_cannot_render(text: str, tmp_path: Path) -> No
     page.write_text(text)
     done = run("render_tables.py", "--results", str(tmp_path), str(page))
     assert done.returncode == 1 and "page.md: " in done.stderr and page.read_text() == text
+
+
+def test_foveated_networks_are_timed_beside_their_dense_controls(tmp_path: Path) -> None:
+    result = quick("bench_fovea.py", tmp_path, "--only", "ResNet-18 inference")
+    assert [case["case"] for case in result["cases"]] == ["ResNet-18 inference, batch 2"]
+    times = check_rows(result["cases"][0])
+    assert {"ours", "dense"} <= times.keys()
