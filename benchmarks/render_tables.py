@@ -1,4 +1,4 @@
-"""Renders the tables in README.md, docs/benchmarks.md and docs/models.md from benchmarks/results/*.json.
+"""Renders the tables in README.md and in docs/ from benchmarks/results/*.json.
 
 A table stands between ``<!-- table:NAME -->`` and ``<!-- /table -->``; NAME is one of `TABLES`, followed by the number of threads where
 that is not 1 (``layers-2``). A marker whose results are missing becomes one sentence that says so. ``--check`` writes nothing and
@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "models.md")
+FILES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "benchmarks.md",
+    ROOT / "docs" / "fovea.md",
+    ROOT / "docs" / "models.md",
+    ROOT / "docs" / "fovea_training.md",
+)
 MARKER = re.compile(r"(<!-- table:([\w.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 SCHEMA = 1
 DENSE = ("eager", "torch.compile", "onnxruntime", "openvino")
@@ -217,6 +223,26 @@ def memory(result: Result) -> str:
     return table(["state", "reported MiB", "gained MiB", "ratio", "shared weights MiB"], rows)
 
 
+def retina(result: Result) -> str:
+    """Times beside fovi's."""
+    rows = []
+    for case in result["cases"]:
+        time = medians(case)
+        faster = ratio(time["fovi"] / time["ours"]) if "fovi" in time else "-"
+        rows.append([case["case"], milliseconds(time["ours"]), milliseconds(time.get("fovi")), faster])
+    return table(["", "ours ms", "fovi 2.4.0 ms", "times as fast"], rows)
+
+
+def fovea(result: Result) -> str:
+    """Foveated networks beside fovi's and dense ones."""
+    rows = []
+    for case in result["cases"]:
+        time = medians(case)
+        faster = ratio(time["fovi"] / time["ours"]) if "fovi" in time else "-"
+        rows.append([case["case"], milliseconds(time["ours"]), milliseconds(time.get("fovi")), faster, milliseconds(time.get("dense"))])
+    return table(["", "ours ms", "fovi 2.4.0 ms", "times as fast", "dense ms"], rows)
+
+
 def gates(result: Result) -> str:
     """Global gates: exact against held, at the same thresholds."""
     rows = []
@@ -320,6 +346,41 @@ def conditions(result: Result) -> str:
     return f"{machine['cpu']} ({machine['sightline_isa']}), {machine['cores']} cores; {packages}; medians, {clock}.{quick}\n"
 
 
+def fovea_training(result: Result) -> str:
+    """Right answers on digits that were not trained on: mean over seeds, and the range."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for case in result["cases"]:
+        by_name.setdefault(case["case"], []).append(case)
+
+    def cell(values: list[float]) -> str:
+        mean = 100 * sum(values) / len(values)
+        return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ({100 * min(values):.1f} to {100 * max(values):.1f})"
+
+    counts = ("1", "2", "4", "8")
+    rows = []
+    for name, test, words in (
+        ("foveated, learned", "learned", "foveated, looks where answers become certain"),
+        ("foveated, learned", "contrast", "the same network, looks at contrast"),
+        ("foveated, learned", "random", "the same network, looks anywhere"),
+        ("foveated, random", "random", "foveated, trained and tested looking anywhere"),
+    ):
+        cases = by_name.get(name, [])
+        if cases:
+            samples = f"{cases[0]['samples']} per fixation"
+            rows.append([words, samples, *(cell([case["tests"][test]["top1"][n] for case in cases]) for n in counts), str(len(cases))])
+    for count in counts:
+        ends = {name: cases for name, cases in by_name.items() if name.startswith(f"dense, {count} x")}
+        if ends:
+            # Of the two ends the one that was better on the first seed was trained with the others too.
+            cases = max(ends.values(), key=lambda cases: (len(cases), cases[0]["top1"]))
+            words = f"dense, whole scene at {cases[0]['side']}x{cases[0]['side']}"
+            row = [words, f"{cases[0]['samples']} in all", *("" for _ in counts), str(len(cases))]
+            row[2 + counts.index(count)] = cell([case["top1"] for case in cases])
+            rows.append(row)
+    head = ["right answers in %", "samples", *("1 fixation" if n == "1" else f"{n} fixations" for n in counts), "seeds"]
+    return table(head, rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     # name: (benchmark whose results it shows, how)
     "layers": ("layers", layers),
@@ -336,10 +397,13 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "tune": ("tune", tune),
     "memory": ("memory", memory),
     "gates": ("gates", gates),
+    "retina": ("retina", retina),
+    "fovea": ("fovea", fovea),
     "camera": ("camera", camera),
     "sensornoise": ("camera", sensor_noise),
     "sweep": ("models", sweep),
     "sweepsummary": ("models", sweep_summary),
+    "foveatraining": ("train-fovea", fovea_training),
     "conditions": ("networks", conditions),
 }
 
@@ -383,7 +447,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a file is not up to date")
     parser.add_argument("--results", type=Path, default=Path(__file__).resolve().parent / "results", help="folder of the result files")
     parser.add_argument(
-        "files", nargs="*", type=Path, default=FILES, help="Markdown files; default: README.md, docs/benchmarks.md, docs/models.md"
+        "files", nargs="*", type=Path, default=FILES, help="Markdown files; default: README.md and those in docs/ that hold tables"
     )
     arguments = parser.parse_args()
     stale = []

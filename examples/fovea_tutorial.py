@@ -5,8 +5,8 @@ Run it anywhere: it needs no GPU, downloads nothing and takes a few seconds.
     pip install 'sightline[fovea]'
     python examples/fovea_tutorial.py
 
-The configuration files are copied to a folder beside the running script's, where ``hydra.initialize`` looks for them; a saved network is made
-on the way, since nothing is downloaded.
+The configuration files are packaged; `sightline.fovea.config.copy_to` puts them where `hydra.initialize` would look. A saved network is
+made on the way, since nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@
     |-- BackendError  (NotImplementedError)  no executor can do what was asked
     |-- CaptureError  (RuntimeError)         a model that cannot be turned into a graph
     |-- ConfigError   (ValueError)           a configuration with an unknown key or an impossible value
+    |-- TrainingError (RuntimeError)         a training that cannot go on (its loss is no number any more, its data ended)
     |-- CheckpointError (ValueError)         weights that do not fit the network that they are loaded into
     `-- MediaError    (OSError)              a video, image or camera that cannot be read or written
 
@@ -46,6 +47,10 @@ class CaptureError(SightlineError, RuntimeError):
 
 class ConfigError(SightlineError, ValueError):
     """A configuration holds an unknown key or an impossible value."""
+
+
+class TrainingError(SightlineError, RuntimeError):
+    """A training cannot go on."""
 
 
 class CheckpointError(SightlineError, ValueError):

@@ -22,6 +22,10 @@ _EXTRA_OF = {
     "hydra": "fovea",
     "omegaconf": "fovea",
     "yaml": "fovea",
+    "lightning_fabric": "fovea",
+    "sklearn": "fovea",
+    "tensorboard": "fovea",
+    "webdataset": "fovea",
 }
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sightline.cli import fovea_train
+
 group = typer.Typer(help="Foveated vision: look at what a retina sees.", no_args_is_help=True, rich_markup_mode=None)
 """The commands behind ``sightline fovea``."""
 
@@ -46,3 +48,6 @@ def show_command(
         raise typer.BadParameter(str(error)) from None
     with plain_errors():
         fovea_show.run(job, json)
+
+
+group.command("train", epilog=fovea_train.EXAMPLE)(fovea_train.train)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sightline.fovea.color import ColorDecay
     from sightline.fovea.config import compose
     from sightline.fovea.fovinet import FoviNet
+    from sightline.fovea.gaze import CameraSampler
     from sightline.fovea.layers import (
         KNNBatchNorm,
         KNNChannelNorm,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         get_norm,
         load_fovi_state_dict,
     )
+    from sightline.fovea.lens import CalibratedCamera
     from sightline.fovea.load import find_config, get_model_from_base_fn, load_config
     from sightline.fovea.neighbours import NeighbourTable, neighbour_table
     from sightline.fovea.networks import (
@@ -53,11 +55,14 @@ if TYPE_CHECKING:
         SaccadePolicy,
         SaliencySaccades,
     )
+    from sightline.fovea.saccades.uncertainty import UncertaintySaccades
     from sightline.fovea.sensor import SensorGrid, match_resolution, num_points
     from sightline.fovea.video import FoveaStream, stream
 
 # Public name: the module below this package that holds it.
 _HOMES = {
+    "CalibratedCamera": "lens",
+    "CameraSampler": "gaze",
     "ColorDecay": "color",
     "compose": "config",
     "FoviNet": "fovinet",
@@ -105,6 +110,7 @@ _HOMES = {
     "InhibitedSaccades": "saccades",
     "PrioritySaccades": "saccades",
     "SaliencySaccades": "saccades",
+    "UncertaintySaccades": "saccades.uncertainty",
     "SensorGrid": "sensor",
     "match_resolution": "sensor",
     "num_points": "sensor",
@@ -114,6 +120,8 @@ _HOMES = {
 __all__ = [
     "ARCHITECTURES",
     "POLICIES",
+    "CalibratedCamera",
+    "CameraSampler",
     "ColorDecay",
     "DenseAlexNet",
     "DenseResNet",
@@ -152,6 +160,7 @@ __all__ = [
     "SaccadePolicy",
     "SaliencySaccades",
     "SensorGrid",
+    "UncertaintySaccades",
     "VisionTransformer",
     "compose",
     "find_config",

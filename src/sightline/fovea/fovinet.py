@@ -200,11 +200,21 @@ class FoviNet(nn.Module):
         if samples.ndim not in {4, 5} or (samples.ndim == 5) != (getattr(self._backbone, "in_coords", None) is None):
             kind = "(B, F, C, side, side)" if getattr(self._backbone, "in_coords", None) is None else "(B, F, C, N)"
             raise ShapeError(f"this network takes samples {kind}, not {tuple(samples.shape)}; give images without fixated_inputs")
-        batch, glances = samples.shape[:2]
-        # Of samples that are node-major in memory this is a view, so nothing is copied.
-        embeddings, outputs = self.network(samples.flatten(0, 1), return_layer_outputs=True, **({"ssl": True} if ssl else {}))
-        shape = (batch, glances)
-        return embeddings.unflatten(0, shape), [output.unflatten(0, shape) for output in outputs]
+        # Fixations first, as a retina lays samples out: so this is a view, and nothing is copied.
+        folded = samples.transpose(0, 1).flatten(0, 1).to(self.dtype)
+        embeddings, outputs = self.network(folded, return_layer_outputs=True, **({"ssl": True} if ssl else {}))
+        return self._unfolded(embeddings, samples), [self._unfolded(output, samples) for output in outputs]
+
+    @staticmethod
+    def _unfolded(values: Tensor, samples: Tensor) -> Tensor:
+        """(F * B, ...) to (B, F, ...)."""
+        apart: Tensor = values.unflatten(0, (samples.shape[1], samples.shape[0]))
+        return apart.transpose(0, 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the network's parameters; samples are brought to it."""
+        return next(self.network.parameters()).dtype
 
     @property
     def _backbone(self) -> nn.Module:
@@ -272,13 +282,13 @@ class FoviNet(nn.Module):
             for handle in handles:
                 handle.remove()
             self.train(training)
-        shape = tuple(samples.shape[:2])
         activations = {}
         for name in layer_names:
             if name not in caught:
                 raise ConfigError(f"the layer {name!r} did not run in the setting {setting}")
             values = caught[name]
-            values = values if values.shape[:2] == shape and name.startswith("head.") else values.unflatten(0, shape)
+            # The head takes fixations apart already; everything before it has them in its batch.
+            values = values if name.startswith("head.") else self._unfolded(values, samples)
             activations[name] = values.squeeze(-1) if values.ndim == 4 and values.shape[-1] == 1 else values
         return result, activations
 
@@ -296,20 +306,29 @@ class FoviNet(nn.Module):
         return geometry_of(self.network)
 
     # ---------------------------------------------------------------------------------------------- weights
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False, *, geometry: Mapping[str, str] | None = None
+    ) -> Any:
         """Load weights of this network, of fovi's or of our own training.
 
         Args:
             state_dict: names and shapes as in `state_dict`; "module." in front of names is removed.
             strict: every parameter must be there, and none may be left over.
             assign: as in ``nn.Module.load_state_dict``.
+            geometry: what `geometry` returned when the weights were saved. Weights carry no geometry, so those of another sensor may have
+                the same shapes and compute something else.
 
         Raises:
             CheckpointError: weights of another geometry or architecture; the first difference is named.
         """
+        known = {name.removeprefix("network."): words for name, words in (geometry or {}).items()}
+        for name, mine in self.geometry().items() if geometry is not None else ():
+            theirs = known.get(name, "no such layer")
+            if theirs != mine:
+                raise CheckpointError(f"the checkpoint is of another geometry: {name} has {theirs} in it, and {mine} here")
         given = {name.removeprefix("module."): value for name, value in state_dict.items()}
         ours = self.state_dict()
-        for name in ours.keys() & given.keys():
+        for name in (name for name in ours if name in given):
             if tuple(ours[name].shape) != tuple(given[name].shape):
                 raise CheckpointError(self._other_shape(name, tuple(given[name].shape), tuple(ours[name].shape)))
         missing, unknown = sorted(ours.keys() - given.keys()), sorted(given.keys() - ours.keys())

@@ -179,5 +179,7 @@ def get_model_from_base_fn(
         if not head:
             ours = {name: value for name, value in model.state_dict().items() if name.startswith("head.")}
             weights = {name: value for name, value in weights.items() if not name.startswith("head.")} | ours
-        model.load_state_dict(weights, strict=load_strict)
+        geometry = checkpoint.get("geometry")
+        told = {"geometry": geometry} if geometry is not None and isinstance(model, FoviNet) else {}
+        model.load_state_dict(weights, strict=load_strict, **told)
     return model

@@ -69,7 +69,8 @@ def retina_for(see: Section, sensor: SensorGrid | None, retina: Any = RetinalTra
         return IdentityRetina(see.saccades.fixation_size)
     if sensor is None:
         if not mode.endswith("_as_grid"):
-            raise ConfigError(f"model.arch {see.model.arch} reads a grid: take saccades.mode={mode}_as_grid, or a foveated network")
+            lattice = mode if mode in {"logpolar", "warped_cartesian"} else "uniform"
+            raise ConfigError(f"model.arch {see.model.arch} reads a grid: take saccades.mode={lattice}_as_grid, or a foveated network")
         sensor = _grid(see, make)
     elif mode.endswith("_as_grid"):
         raise ConfigError(f"model.arch {see.model.arch} reads points: take saccades.mode={mode.removesuffix('_as_grid')}")
@@ -82,6 +83,7 @@ def retina_for(see: Section, sensor: SensorGrid | None, retina: Any = RetinalTra
         color_mean=IMAGENET_MEAN if normalized else None,
         color_std=IMAGENET_STD if normalized else None,
         gray_in_eval=bool(see.validation.no_color),
+        pool_factor=see.saccades.pool_factor,
     )
     return made
 

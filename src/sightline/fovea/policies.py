@@ -11,6 +11,7 @@ from typing import Any
 
 from sightline.errors import ConfigError
 from sightline.fovea.saccades import InhibitedSaccades, NoSaccades, RandomSaccades, SaccadePolicy, SaliencySaccades
+from sightline.fovea.saccades.uncertainty import UncertaintySaccades
 
 Builder = Callable[[Any], SaccadePolicy]
 
@@ -73,6 +74,15 @@ def _random(near: bool, centred: bool) -> Builder:
     return build
 
 
+def _uncertainty(net: Any) -> SaccadePolicy:
+    see, look = net.settings.saccades, net.settings.saccades.uncertainty
+    return UncertaintySaccades(
+        net.retinal_transform, see.n_fixations, in_channels=net.settings.model.in_channels, channels=look.channels,
+        classes=net.settings.data.num_classes, grid=look.grid, return_radius=look.return_radius, temperature=look.temperature,
+        object_size=look.object_size,
+    )  # fmt: skip
+
+
 POLICIES = PolicyRegistry()
 """Policies that ``saccades.sup_policy`` and ``saccades.ssl_policy`` may name; `PolicyRegistry.register` adds to them."""
 
@@ -81,6 +91,7 @@ POLICIES.register("multi_random", _random(near=False, centred=False))
 POLICIES.register("multi_random_train", _random(near=False, centred=True))
 POLICIES.register("multi_random_nearcenter", _random(near=True, centred=False))
 POLICIES.register("multi_random_nearcenter_train", _random(near=True, centred=True))
+POLICIES.register("uncertainty", _uncertainty)
 POLICIES.register("inhibition", lambda net: InhibitedSaccades(net.retinal_transform, net.settings.saccades.n_fixations))
 POLICIES.register("saliency", lambda net: SaliencySaccades(net.retinal_transform, net.settings.saccades.n_fixations))
 # The names of the classes, as fovi has them.

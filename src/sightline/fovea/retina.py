@@ -12,6 +12,8 @@ from torch import nn
 
 from sightline.fovea.buffers import PreciseBuffers
 from sightline.fovea.color import ColorDecay, luma_of
+from sightline.fovea.gaze import CameraSampler
+from sightline.fovea.lens import CalibratedCamera
 from sightline.fovea.pooling import PoolingSampler
 from sightline.fovea.sampling import Fixation, batch_of_fixations, batch_of_sizes, check_images, sample
 from sightline.fovea.sensor import SensorGrid
@@ -62,6 +64,9 @@ class RetinalTransform(PreciseBuffers):
         pool_factor: rings of the denser sensor per ring, for the pooling samplers.
         pool_k: points per mean; None: as many as there are per sample.
         gauss_sigma: of "gaussian_pooling", in units of the span of a sample's distances.
+        camera: the calibrated camera that images come from: the field of view is then an angle, and samples are taken along rays, see
+            `CameraSampler`. For "nearest" and "bilinear". None: the image is the visual field.
+        gaze: how the eye turns in front of a camera: "camera_xyz" or "pan_tilt", see `gaze_rotation`.
 
     Raises:
         ValueError: an argument out of range.
@@ -90,6 +95,8 @@ class RetinalTransform(PreciseBuffers):
         pool_factor: float = 3.0,
         pool_k: int | None = None,
         gauss_sigma: float = 0.5,
+        camera: CalibratedCamera | None = None,
+        gaze: str = "camera_xyz",
     ) -> None:
         super().__init__()
         if sampler not in SAMPLERS:
@@ -99,8 +106,13 @@ class RetinalTransform(PreciseBuffers):
         self.gray_in_eval = gray_in_eval
         self.pre_transforms, self.post_transforms = pre_transforms, post_transforms
         self.foveal_color = ColorDecay(color_sigma, mean=color_mean, std=color_std)
+        self.camera = camera
         self.sampler: nn.Module
-        if sampler in {"nearest", "bilinear"}:
+        if camera is not None:
+            if sampler not in {"nearest", "bilinear"}:
+                raise ValueError(f"a calibrated camera is sampled by 'nearest' or 'bilinear', got sampler={sampler!r}")
+            self.sampler = CameraSampler(sensor, camera, sampler, gaze)
+        elif sampler in {"nearest", "bilinear"}:
             self.sampler = GridSampler(sensor, sampler)
         else:
             sigma = gauss_sigma if sampler == "gaussian_pooling" else None
@@ -122,7 +134,8 @@ class RetinalTransform(PreciseBuffers):
         Args:
             images: (B, C, H, W) of any size; floating, or uint8, which is divided by 255 after sampling.
             fixations: (row, col) from 0 to 1 of the image: None (the centre), a number, a pair, (B, 2), or (B, F, 2) for F fixations each.
-            sizes: pixels that the field of view covers: None (`fixation_size`), a number, (height, width), (B, 2) or (B, F, 2).
+            sizes: pixels that the field of view covers: None (`fixation_size`), a number, (height, width), (B, 2) or (B, F, 2). With a
+                `camera` the field is an angle, and None the only choice.
 
         Returns:
             (B, C, N), or (B, F, C, N) for fixations (B, F, 2); float32 of uint8, else the images' type. In memory the nodes come first:
@@ -132,12 +145,14 @@ class RetinalTransform(PreciseBuffers):
         Raises:
             ShapeError: images or fixations of another shape.
             DTypeError: integers other than uint8.
-            ValueError: fixations that are NaN or outside the image; sizes that are not above 0.
+            ValueError: fixations that are NaN or outside the image; sizes that are not above 0, or given with a camera.
 
         Differentiable in the images, and in fixations and sizes with "bilinear".
         Cost: B F N C values, whatever the images' size.
         """
         check_images(images)
+        if sizes is not None and self.camera is not None:
+            raise ValueError("`sizes` in pixels mean nothing with a calibrated camera: its field of view is an angle; leave them out")
         fixed = batch_of_fixations(fixations, images)
         size = batch_of_sizes(sizes, images, self.default_size)
         one_each = not (isinstance(fixations, torch.Tensor) and fixations.ndim == 3)

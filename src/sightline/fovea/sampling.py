@@ -4,8 +4,8 @@ What belongs here: from points of the visual field, fixations and sizes to value
 what is done with the values (colour, pooling, augmentation) to `retina.py`.
 
 A fixation is (row, col) from 0 to 1 of the image's height and width; its size is (height, width) in pixels of the whole field of view.
-A point (x, y) of the sensor then lies at row = -y * height / 2 + fixation_row * H and col = x * width / 2 + fixation_col * W, counted
-from the image's corner, so the centre of the first pixel is at (0.5, 0.5).
+A point (x, y) of the sensor then lies at row = -y * height / 2 + fixation_row * H - 0.5 and col = x * width / 2 + fixation_col * W - 0.5,
+with whole numbers in the middle of pixels.
 """
 
 from __future__ import annotations
@@ -96,10 +96,8 @@ def _broadcast(name: str, given: torch.Tensor, batch: int) -> torch.Tensor:
     raise ShapeError(f"`{name}` must be a number, a pair, ({batch}, 2) or ({batch}, F, 2) for {batch} images, got {tuple(given.shape)}")
 
 
-def positions(
-    points: torch.Tensor, fixations: torch.Tensor, sizes: torch.Tensor, height: int, width: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where points lie in the image, in pixels from its corner.
+def positions(points: torch.Tensor, fixations: torch.Tensor, sizes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Where points lie in the image, in pixels; whole numbers are the middles of pixels.
 
     Args:
         points: (N, 2) x to the right and y up, 1 = half of the size.
@@ -109,13 +107,11 @@ def positions(
         width: of the image.
 
     Returns:
-        Rows and columns, each (B, F, N).
+        (2, B, F, N): columns, then rows, apart in memory, as grid_sample reads them fastest.
     """
-    x, y = points.unbind(1)
-    half, centre = sizes[..., None] / 2, fixations[..., None]
-    rows = centre[..., 0, :] * height - half[..., 0, :] * y
-    cols = centre[..., 1, :] * width + half[..., 1, :] * x
-    return rows, cols
+    axes = torch.stack((points[:, 0], -points[:, 1]))[:, None, None]
+    centre, half = fixations * fixations.new_tensor([height, width]) - 0.5, sizes / 2
+    return torch.addcmul(centre.permute(2, 0, 1).flip(0)[..., None], axes, half.permute(2, 0, 1).flip(0)[..., None])
 
 
 def sample(images: torch.Tensor, points: torch.Tensor, fixations: torch.Tensor, sizes: torch.Tensor, mode: str = "nearest") -> torch.Tensor:
@@ -135,15 +131,33 @@ def sample(images: torch.Tensor, points: torch.Tensor, fixations: torch.Tensor, 
 
     Cost: B F C N values read (four times that for bilinear). Nothing is copied for float32 and float64 images, whatever their strides.
     """
-    height, width = images.shape[2:]
+    return sample_at(images, positions(points, fixations, sizes, *images.shape[2:]), mode)
+
+
+def sample_at(images: torch.Tensor, places: torch.Tensor, mode: str = "nearest") -> torch.Tensor:
+    """Reads images at positions; what `sample` says holds here too.
+
+    Args:
+        images: (B, C, H, W), uint8 or floating.
+        places: (2, B, F, N) columns and rows in pixels, as `positions` gives them; finite.
+        mode: "nearest" or "bilinear".
+
+    Returns:
+        (B, F, C, N), in memory (N, F, B, C).
+    """
+    if mode == "nearest":
+        # Rounded here, so that grid_sample's own rounding cannot choose other pixels.
+        places = torch.round(places.detach())
     if images.dtype in _DIRECT:
-        values = _by_grid_sample(images, points, fixations, sizes, mode)
+        height, width = images.shape[2:]
+        # grid_sample counts from -1 to 1 between the image's borders.
+        scale = places.new_tensor([1 / width, 1 / height])[:, None, None, None]
+        grid = torch.addcmul(scale - 1, places, 2 * scale).movedim(0, -1)
+        values = F.grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False)
+    elif mode == "nearest":
+        values = _gathered(images, places[1], places[0])
     else:
-        rows, cols = positions(points, fixations, sizes, height, width)
-        if mode == "nearest":
-            values = _gathered(images, torch.round(rows - 0.5).long(), torch.round(cols - 0.5).long())
-        else:
-            values = _bilinear(images, rows - 0.5, cols - 0.5)
+        values = _bilinear(images, places[1], places[0])
     return node_major(values)
 
 
@@ -155,41 +169,24 @@ def node_major(values: torch.Tensor) -> torch.Tensor:
     return rows.t().contiguous().view(nodes, glances, batch, channels).permute(2, 1, 3, 0)
 
 
-def _by_grid_sample(images: torch.Tensor, points: torch.Tensor, fixations: torch.Tensor, sizes: torch.Tensor, mode: str) -> torch.Tensor:
-    """(B, C, F, N); grid_sample counts columns and rows from -1 to 1 between the image's borders."""
-    height, width = images.shape[2:]
-    # Rows and columns apart in memory, the long axis inside: grid_sample takes that too, and interleaving costs as much as sampling.
-    cols = _between_borders(points[:, 0], fixations[..., 1:], sizes[..., 1:], width, mode)
-    rows = _between_borders(-points[:, 1], fixations[..., :1], sizes[..., :1], height, mode)
-    return F.grid_sample(images, torch.stack((cols, rows)).movedim(0, -1), mode=mode, padding_mode="zeros", align_corners=False)
-
-
-def _between_borders(axis: torch.Tensor, centre: torch.Tensor, size: torch.Tensor, length: int, mode: str) -> torch.Tensor:
-    """Positions (B, F, N) along one axis of the image, from -1 to 1."""
-    if mode == "bilinear":
-        return torch.addcmul(2 * centre - 1, axis, size / length)
-    # The middle of the nearest pixel, so that grid_sample's own rounding cannot choose another one.
-    pixel = torch.addcmul(centre.detach() * length - 0.5, axis, size.detach() / 2).round_()
-    return pixel.mul_(2 / length).add_(1 / length - 1)
-
-
 def _gathered(images: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
-    """Pixels (B, C, F, N) at integer positions (B, F, N); 0 outside."""
+    """Pixels (B, C, F, N) at whole numbers (B, F, N); 0 outside."""
     batch, channels, height, width = images.shape
     row, col = rows.clamp(0, height - 1), cols.clamp(0, width - 1)
     outside = (row != rows) | (col != cols)
-    planes = torch.arange(0, images.numel(), height * width, device=images.device).view(batch, channels, 1, 1)
-    index = torch.add(col, row, alpha=width)[:, None] + planes
+    # Half as wide where that suffices: building the index is most of the work.
+    kind = torch.int32 if images.numel() < 2**31 else torch.int64
+    planes = torch.arange(0, images.numel(), height * width, dtype=kind, device=images.device).view(batch, channels, 1, 1)
+    index = torch.add(col.to(kind), row.to(kind), alpha=width)[:, None] + planes
     values = images.reshape(-1).index_select(0, index.view(-1)).view(index.shape)
-    return values.masked_fill(outside[:, None], 0)
+    return values.masked_fill_(outside[:, None], 0)
 
 
 def _bilinear(images: torch.Tensor, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
-    """Weighted means (B, C, F, N) of four pixels, in float32; positions count from the centre of the first pixel."""
+    """Weighted means (B, C, F, N) of four pixels, in float32."""
     top, left = rows.detach().floor(), cols.detach().floor()
     down, right = (rows - top)[:, None], (cols - left)[:, None]
-    y, x = top.long(), left.long()
-    first = torch.lerp(_gathered(images, y, x).float(), _gathered(images, y, x + 1).float(), right)
-    second = torch.lerp(_gathered(images, y + 1, x).float(), _gathered(images, y + 1, x + 1).float(), right)
+    first = torch.lerp(_gathered(images, top, left).float(), _gathered(images, top, left + 1).float(), right)
+    second = torch.lerp(_gathered(images, top + 1, left).float(), _gathered(images, top + 1, left + 1).float(), right)
     values = torch.lerp(first, second, down)
     return values if images.dtype == torch.uint8 else values.to(images.dtype)

@@ -59,6 +59,6 @@ def install() -> bool:
         return True
     if importlib.util.find_spec("fovi") is not None:
         return False
-    # Behind all others: a fovi that can be found is found first.
-    sys.meta_path.append(_Finder())
+    # In front of all others: they would find the files of submodules too, and load them a second time.
+    sys.meta_path.insert(0, _Finder())
     return True

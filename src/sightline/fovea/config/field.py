@@ -12,6 +12,7 @@ from typing import Any
 
 from sightline.errors import ConfigError
 from sightline.fovea.config.schema import Section, plain
+from sightline.fovea.sensor import smallest_cmf_a
 
 
 def with_geometry(cfg: Any) -> dict[str, Any]:
@@ -61,42 +62,9 @@ def with_field_of_view(see: Section) -> Section:
             )
         fraction = math.sqrt(smallest)
         if automatic:
-            cmf_a = smallest_cmf_a(fraction * side, look.resize_size, side, fov)
+            cmf_a = smallest_cmf_a(fraction * side, look.resize_size, fov=fov, image_size=side)
         fov *= fraction
     else:
         fov *= side / see.training.resolution
     look["fov"], look["cmf_a"] = fov, None if cmf_a is None else float(cmf_a)
     return Section({**see, "saccades": look})
-
-
-def smallest_cmf_a(fixation_size: float, output_res: int, start_res: float, fov: float) -> float:
-    """The strongest foveation at which no two rings are closer than a pixel.
-
-    Args:
-        fixation_size: pixels that the field of view covers.
-        output_res: side of the grid that the sensor is matched to; half as many rings are counted with.
-        start_res: pixels that ``fov`` covers.
-        fov: degrees.
-
-    Returns:
-        a in degrees, in [0.01, 1000].
-
-    >>> round(smallest_cmf_a(256, 64, 256, 16), 3)
-    0.763
-    """
-    rings = output_res // 2
-    if rings < 2:
-        raise ConfigError(f"cmf_a: auto needs a resolution of at least 4, not {output_res}")
-    radius = fov * fixation_size / start_res / 2
-    pixels_per_degree = fixation_size / (2 * radius)
-
-    def step(a: float) -> float:
-        # The rings next to the middle are the closest.
-        return a * math.expm1(math.log1p(radius / a) / (rings - 1)) * pixels_per_degree
-
-    low, high = math.log(0.01), math.log(1000.0)
-    # The step grows with a: halve the interval until it is a pixel.
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if step(math.exp(middle)) < 1 else (low, middle)
-    return math.exp(high)

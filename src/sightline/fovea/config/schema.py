@@ -52,6 +52,9 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "saccades.sampler": ("grid_nn", "grid_bilinear", "pooling", "gaussian_pooling"),
     "saccades.fix_agg": ("mean", "force_mean", "attn", "rnn", "lstm", "gru", None),
     "transforms.where": ("loader", "pre_warp", "post_warp"),
+    "data.kind": ("folder", "torchvision", "webdataset", "digit_scenes"),
+    "training.optimizer": ("adamw", "sgd", "lars"),
+    "training.lr_scheduler": ("cosine_decay_with_warmup", "constant"),
     "training.loss": ("supervised", "simclr", "vicreg", "barlow"),
     "training.amp_dtype": ("float16", "bfloat16", "float32"),
 }  # fmt: skip
@@ -60,8 +63,11 @@ _POSITIVE = (
     "model.in_channels", "model.channel_mult", "model.k_mult", "model.ref_frame_mult", "model.stem_kernel_size", "model.stem_conv_stride",
     "model.stem_pool_stride", "model.vit.patch_size", "model.vit.patch_overlap_factor", "model.vit.num_layers", "saccades.fov",
     "saccades.resize_size", "saccades.fixation_size", "saccades.fixation_size_min_frac", "saccades.fixation_size_max_frac",
-    "saccades.fixation_size_frac_val", "saccades.n_fixations", "saccades.color_sigma", "data.num_classes", "training.resolution",
-    "training.batch_size", "training.epochs", "validation.batch_size",
+    "saccades.fixation_size_frac_val", "saccades.n_fixations", "saccades.color_sigma", "saccades.pool_factor", "data.num_classes",
+    "training.resolution", "training.batch_size", "training.epochs", "training.base_lr", "training.grad_accum_steps",
+    "validation.batch_size",
+    "saccades.uncertainty.channels", "saccades.uncertainty.grid", "saccades.uncertainty.temperature", "saccades.uncertainty.object_size",
+    "data.scenes.zoom", "data.scenes.train", "data.scenes.val", "data.samples", "data.val_samples",
 )  # fmt: skip
 
 

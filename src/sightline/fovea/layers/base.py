@@ -12,6 +12,15 @@ from sightline.fovea.neighbours import Space, Ties
 from sightline.fovea.sensor import SensorGrid
 
 
+def cast_alike(x: Tensor, *values: Tensor | None) -> tuple[Any, ...]:
+    """Under autocast all of them in its type, as with PyTorch's own convolutions; else as they are."""
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind) or not x.is_floating_point():
+        return x, *values
+    dtype = torch.get_autocast_dtype(kind)
+    return x.to(dtype), *(None if value is None else value.to(dtype) for value in values)
+
+
 class KNNLayer(nn.Module):
     """A layer from one sensor to another.
 
@@ -30,8 +39,8 @@ class KNNLayer(nn.Module):
             raise ShapeError(f"k: a node needs at least 1 neighbour, got {k}")
         if ties not in {"stable", "fovi"}:
             raise ShapeError(f"ties: expected 'stable' or 'fovi', got {ties!r}")
-        if sample_cortex not in {True, False}:
-            raise ShapeError(f"sample_cortex: expected True or False, got {sample_cortex!r}")
+        if sample_cortex not in {True, False, "geodesic"}:
+            raise ShapeError(f"sample_cortex: expected True, False or 'geodesic', got {sample_cortex!r}")
         self.in_coords, self.out_coords = in_coords, out_coords
         self.k_asked, self.k = k, min(k, len(in_coords))
         self.sample_cortex, self.ties = sample_cortex, ties

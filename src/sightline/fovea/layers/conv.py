@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.fovea.layers.base import KNNLayer, factory
+from sightline.fovea.layers.base import KNNLayer, cast_alike, factory
 from sightline.fovea.layers.function import knn_conv
 from sightline.fovea.layers.weights import kernel_from_conv
 from sightline.fovea.neighbours import Space, Ties, neighbour_table
@@ -29,7 +29,7 @@ class KNNConv(KNNLayer):
         in_coords, out_coords: the sensors that inputs and outputs lie on.
         side: cells of the kernel per axis; default ceil(sqrt(k)). Twice that aligns neighbours more finely at the same cost.
         bias: add a learned value per channel.
-        sample_cortex: True: neighbours by distance on the cortical surface; False: in the visual field.
+        sample_cortex: True: neighbours by distance on the cortical surface; False: in the visual field; "geodesic": along the surface.
         ties: "stable", or "fovi" for checkpoints trained by fovi (see `sightline.fovea.neighbours`).
         device, dtype: of the parameters.
 
@@ -93,7 +93,9 @@ class KNNConv(KNNLayer):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, N_in) to (B, out_channels, N_out)."""
         self._check_input(x, self.in_channels)
-        return knn_conv(x, self.weight, self.bias, self.index, self.cell)
+        x, weight, bias = cast_alike(x, self.weight, self.bias)
+        y: Tensor = knn_conv(x, weight, bias, self.index, self.cell)
+        return y
 
     @torch.no_grad()
     def load_conv_weights(self, conv: nn.Conv2d | nn.Conv3d, **options: Any) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.errors import ShapeError
-from sightline.fovea.layers.base import KNNLayer, factory
+from sightline.fovea.layers.base import KNNLayer, cast_alike, factory
 from sightline.fovea.layers.function import knn_depthwise
 from sightline.fovea.layers.gathered import read_nodes
 from sightline.fovea.neighbours import Space, Ties, neighbour_table
@@ -81,7 +81,8 @@ class KNNDepthwiseConv(_Depthwise):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, N_in) to (B, out_channels, N_out)."""
         self._check_input(x, self.in_channels)
-        return self._with_bias(knn_depthwise(x, self.weight, self.index, self.cell), self.bias)
+        x, weight, bias = cast_alike(x, self.weight, self.bias)
+        return self._with_bias(knn_depthwise(x, weight, self.index, self.cell), bias)
 
 
 class KNNDepthwiseSeparableConv(_Depthwise):
@@ -122,6 +123,7 @@ class KNNDepthwiseSeparableConv(_Depthwise):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, N_in) to (B, out_channels, N_out)."""
         self._check_input(x, self.in_channels)
-        spread = knn_depthwise(x, self.dw_conv, self.index, self.cell)
+        x, weight, bias = cast_alike(x, self.dw_conv, self.p_conv.bias)
+        spread = knn_depthwise(x, weight, self.index, self.cell)
         mixed = nn.functional.linear(spread.permute(2, 0, 1), self.p_conv.weight).permute(1, 2, 0)
-        return self._with_bias(mixed, self.p_conv.bias)
+        return self._with_bias(mixed, bias)

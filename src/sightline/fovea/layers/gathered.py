@@ -6,13 +6,29 @@ A pair is one (neighbour, node) entry of a table that is not padding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 _FEW = 16  # channels up to which gathering into the kernel's frame beats one product per cell
 _FRAME = 8_000_000  # elements of that frame held at a time
+
+
+def _in_own_type(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """Without autocast, which would round the operands of products once more: the caller has chosen their type."""
+
+    @functools.wraps(compute)
+    def wrapped(first: Tensor, *others: Any) -> Any:
+        kind = first.device.type
+        if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+            return compute(first, *others)
+        with torch.autocast(kind, enabled=False):
+            return compute(first, *others)
+
+    return wrapped
 
 
 class Pairs:
@@ -50,6 +66,7 @@ def read_nodes(index: Tensor) -> Tensor:
     return (index >= 0).any(1)
 
 
+@_in_own_type
 def conv(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, cell: Tensor) -> Tensor:
     """(N_in, B, C) and (O, C * V) to (N_out, B, O); nodes without inputs are zero, bias and all."""
     _, batch, channels = x.shape
@@ -77,6 +94,7 @@ def _frames(x: Tensor, index: Tensor, cell: Tensor, cells: int) -> Iterator[Tens
         yield frame.reshape(len(table), cells, batch, channels).transpose(1, 2).reshape(len(table), batch, cells * channels)
 
 
+@_in_own_type
 def conv_backward(
     grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, cell: Tensor, wanted: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -132,7 +150,7 @@ def _rows(x: Tensor, source: Tensor) -> Tensor:
 
 
 def max_pool(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Maxima of neighbours and the slots that hold them first, (N_out, B, C) each; NaN wins (the last one); nodes without inputs are zero."""
+    """Maxima of neighbours and the slots that hold them first, (N_out, B, C) each; NaN wins; without inputs: zero."""
     out = x.new_full((len(index), *x.shape[1:]), -torch.inf)
     best = torch.zeros(out.shape, dtype=torch.int64, device=x.device)
     for slot in range(index.shape[1]):
@@ -155,7 +173,7 @@ def _chosen(best: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
 def max_pool_backward(grad: Tensor, x: Tensor, index: Tensor) -> Tensor:
     """Each node's gradient at the input that holds its maximum."""
     source, reads = _chosen(max_pool(x, index)[1], index)
-    gx = x.new_zeros(x.shape).flatten(1)
+    gx = grad.new_zeros(x.shape).flatten(1)
     return gx.scatter_add_(0, source.flatten(1), torch.where(reads, grad, torch.zeros_like(grad)).flatten(1)).view(x.shape)
 
 

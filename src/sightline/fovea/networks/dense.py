@@ -69,6 +69,7 @@ class DenseAlexNet(nn.Sequential):
         norm: see `grid_norm`.
         polar: the grid is log-polar.
         channel_mult, k_mult: width and kernel sides.
+        pool_after: indices of the blocks that end with a max pool.
 
     Forward: (n, in_channels, grid, grid) to (n, channels, out_grid, out_grid).
     """
@@ -83,11 +84,12 @@ class DenseAlexNet(nn.Sequential):
         polar: bool = False,
         channel_mult: float = 1.0,
         k_mult: float = 1.0,
+        pool_after: Sequence[int] = POOL_AFTER,
     ) -> None:
         blocks: OrderedDict[str, nn.Module] = OrderedDict()
         make_norm, channels, side = grid_norm(norm), in_channels, grid
         for index, (width, kernel, stride, pad) in enumerate(alexnet_rows(spec, channel_mult, k_mult)):
-            pooled = index in POOL_AFTER
+            pooled = index in pool_after
             blocks[f"conv_block_{index + 1}"] = _alexnet_block(channels, width, kernel, stride, pad, make_norm, pooled, polar)
             side = (side + 2 * (kernel // 2 if polar else pad) - kernel) // stride + 1
             side = (side - 1) // 2 + 1 if pooled else side

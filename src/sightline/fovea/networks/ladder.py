@@ -57,6 +57,11 @@ class Ladder:
     device: torch.device | str | None = None
     make: Callable[..., SensorGrid] = dataclasses.field(default=SensorGrid, compare=False)
 
+    def __post_init__(self) -> None:
+        for name, value in (("fov", self.fov), ("cmf_a", self.cmf_a)):
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} must be a number of degrees above 0, not {value}")
+
     def sensor(self, resolution: int, max_radius: float = 1.0) -> SensorGrid:
         """A sensor of this network with a given number of rings."""
         return self.make(

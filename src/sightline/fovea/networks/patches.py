@@ -40,7 +40,7 @@ class KNNPatchEmbedding(KNNConv):
         new_parameterization: see there.
         transposed: return (B, D, T) instead of (B, T, D).
         max_coord_val: where the outermost tokens lie: 1 on the rim, "auto" half-way to the ring before it.
-        sample_cortex: "geodesic", True or False, see `KNNConv`.
+        sample_cortex: see `KNNConv`.
         ref_frame_side_length: side of the reference kernel; default ceil(sqrt(k)).
         isotropic_plotting_type, fov_type, field_geometry, radius_norm: of the sensors.
         in_coords, out_coords: sensors that are there already; both or none.
@@ -68,7 +68,7 @@ class KNNPatchEmbedding(KNNConv):
         new_parameterization: bool = False,
         transposed: bool = False,
         max_coord_val: float | str = 1,
-        sample_cortex: bool | str = "geodesic",
+        sample_cortex: bool | str = True,
         ref_frame_side_length: int | None = None,
         isotropic_plotting_type: str = "v1like",
         fov_type: str = "circular",

@@ -22,7 +22,7 @@ from sightline.fovea.networks.convnext import SIZES, KNNConvNeXt
 from sightline.fovea.networks.dense import DenseAlexNet, DenseResNet
 from sightline.fovea.networks.mlp import BackboneProjectorWrapper, get_mlp
 from sightline.fovea.networks.resnet import LAYERS, KNNResNet
-from sightline.fovea.networks.tables import POOL_AFTER, alexnet_rows
+from sightline.fovea.networks.tables import alexnet_rows
 from sightline.fovea.networks.vit import KNNViT, VisionTransformer
 
 _Device = torch.device | str | None
@@ -103,6 +103,8 @@ def wrapped(backbone: nn.Module, cfg: Section, device: _Device = None) -> Backbo
 
 def _sensor_options(cfg: Section, device: _Device) -> dict[str, Any]:
     see = cfg.saccades
+    if see.mode is None:
+        raise ConfigError(f"model.arch {cfg.model.arch} reads a sensor: saccades.mode must not be null")
     return {
         "fov": see.fov, "cmf_a": see.cmf_a, "style": see.mode, "auto_match_cart_resources": see.auto_match_cart_resources,
         "sample_cortex": see.sample_cortex, "isotropic_plotting_type": see.isotropic_plotting_type, "fov_type": see.fov_type,
@@ -117,7 +119,7 @@ def _norm_options(cfg: Section) -> dict[str, Any]:
 def _alexnet(cls: type[KNNAlexNet], cfg: Section, device: _Device = None) -> nn.Module:
     rows = alexnet_rows(cfg.model.arch_spec, cfg.model.channel_mult, cfg.model.k_mult)
     backbone = cls(
-        cfg.saccades.resize_size, cfg.model.in_channels, [row[0] for row in rows], [row[2] for row in rows], POOL_AFTER,
+        cfg.saccades.resize_size, cfg.model.in_channels, [row[0] for row in rows], [row[2] for row in rows], cfg.model.pool_after,
         [row[1] ** 2 for row in rows], out_res=cfg.model.out_grid_size, layer_cls=cfg.model.conv_layer_cls,
         ref_frame_mult=cfg.model.ref_frame_mult, **_norm_options(cfg), **_sensor_options(cfg, device),
     )  # fmt: skip
@@ -178,7 +180,7 @@ def _out_grid(cfg: Section) -> int:
 def _dense_alexnet(cfg: Section, device: _Device = None) -> nn.Module:
     backbone = DenseAlexNet(
         cfg.model.arch_spec, cfg.model.in_channels, cfg.saccades.resize_size, _out_grid(cfg), cfg.model.norm, _polar(cfg),
-        cfg.model.channel_mult, cfg.model.k_mult,
+        cfg.model.channel_mult, cfg.model.k_mult, cfg.model.pool_after,
     )  # fmt: skip
     return wrapped(backbone.to(device), cfg, device)
 

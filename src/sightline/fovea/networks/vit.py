@@ -305,7 +305,7 @@ class KNNViT(VisionTransformer):
         num_outputs: int | None = 1000,
         device: _Device = None,
         arch_flag: str | None = "",
-        sample_cortex: bool | str = "geodesic",
+        sample_cortex: bool | str = True,
         pos_emb_type: str = "absolute",
         force_patches_less_than_matched: bool = True,
         aggregation: str = "cls_token",

@@ -108,8 +108,9 @@ class SaccadePolicy(nn.Module):
         return torch.full((len(images), n_fixations, 2), 0.5, dtype=coordinate_dtype(images), device=images.device)
 
     def look(self, images: torch.Tensor, fixations: torch.Tensor, sizes: torch.Tensor) -> Glimpses:
-        """Glimpses at fixations (B, F, 2) with sizes (B, F, 2)."""
-        return Glimpses(self.retina(images, fixations, sizes), fixations, sizes, _steps(fixations))
+        """Glimpses at fixations (B, F, 2) with sizes (B, F, 2); behind a calibrated camera sizes only help to choose places."""
+        seen = self.retina(images, fixations, sizes if self.retina.camera is None else None)
+        return Glimpses(seen, fixations, sizes, _steps(fixations))
 
     # ---------------------------------------------------------------------------------------------- for users
     def forward(

@@ -188,6 +188,7 @@ NB_MODULE(_native, m) {
       .def("add_channel_norm", [](Program& p, int out, int in, uintptr_t scale, uintptr_t shift, float epsilon) {
         return p.add_channel_norm(out, in, pointer<float>(scale), pointer<float>(shift), epsilon);
       })
+      .def("add_softmax", &Program::add_softmax)
       .def("add_binary", &Program::add_binary)
       .def("add_gather", &Program::add_gather)
       .def("add_gather_part", &Program::add_gather_part)

@@ -49,7 +49,7 @@ KnnWeights weights(const std::string& isa, const ShapeArgs& a, uintptr_t weight,
   const auto [batch, cin, cout, cells] = a;
   if (batch < 0 || cin < 1 || cout < 1 || cells < 1) throw std::invalid_argument("knn: sizes must be positive");
   const KnnKernels* k = kernels_for(isa);
-  return KnnWeights{k, eager_kernels_for(isa), KnnShape(*k, cin, cout, cells), pointer<float>(weight), pointer<float>(bias)};
+  return KnnWeights{k, KnnShape(*k, cin, cout, cells), pointer<float>(weight), pointer<float>(bias)};
 }
 
 KnnMap rows(uintptr_t data, int batch, int channels) { return {pointer<float>(data), (int64_t)batch * channels, channels}; }

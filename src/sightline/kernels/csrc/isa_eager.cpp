@@ -5,6 +5,7 @@
 #include <cmath>
 #include <utility>
 
+#include "isa_transpose.h"
 #include "isa_vectors.h"
 
 namespace sightline {
@@ -96,33 +97,6 @@ void add_row(const float* from, float* to, int c) {
 }
 
 // -- planes and rows -----------------------------------------------------------------------------------------
-
-template <int S, size_t... K>
-SL_INLINE VF first_halves(VF a, VF b, std::index_sequence<K...>) {
-  return __builtin_shufflevector(a, b, (int)((K & S) ? W + K - S : K)...);
-}
-template <int S, size_t... K>
-SL_INLINE VF second_halves(VF a, VF b, std::index_sequence<K...>) {
-  return __builtin_shufflevector(a, b, (int)((K & S) ? W + K : K + S)...);
-}
-// Exchanges the off-diagonal blocks of size S of every 2S x 2S block.
-template <int S>
-SL_INLINE void exchange(VF (&v)[W]) {
-  constexpr auto lanes = std::make_index_sequence<W>{};
-#pragma GCC unroll 16
-  for (int i = 0; i < W; ++i) {
-    if (i & S) continue;
-    const VF a = v[i], b = v[i + S];
-    v[i] = first_halves<S>(a, b, lanes);
-    v[i + S] = second_halves<S>(a, b, lanes);
-  }
-}
-SL_INLINE void transpose(VF (&v)[W]) {
-  exchange<1>(v);
-  exchange<2>(v);
-  if constexpr (W > 4) exchange<4>(v);
-  if constexpr (W > 8) exchange<8>(v);
-}
 
 // to[j * to_ld + i] = from[i * from_ld + j] for i < m, j < n, at most W each.
 void transpose_block(const float* from, int64_t from_ld, float* to, int64_t to_ld, int m, int n) {

@@ -1,6 +1,7 @@
 // The inner loops of layers over nearest neighbours, compiled once per instruction set. Register blocks of rows x vectors of channels.
 #include <utility>
 
+#include "isa_transpose.h"
 #include "isa_vectors.h"
 #include "knn.h"
 
@@ -165,14 +166,61 @@ void finish(const float* rows, const float* bias, float* out, int count) {
   }
 }
 
+// Weights come from memory that no cache holds, in as many streams as a block has rows: lines are asked for early.
+void pack(const float* from, int64_t ld, int m, int n, const int64_t* offsets, float* to) {
+  constexpr int kAhead = 8 * W;
+  for (int i0 = 0; i0 < m; i0 += W, from += W * ld) {
+    const int rows = m - i0 < W ? m - i0 : W;
+    for (int j0 = 0; j0 < n; j0 += W) {
+      const int columns = n - j0 < W ? n - j0 : W;
+      VF v[W];
+      if (rows == W && columns == W) {
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) {
+          __builtin_prefetch(from + i * ld + j0 + kAhead, 0, 2);
+          v[i] = load(from + i * ld + j0);
+        }
+        transpose(v);
+#pragma GCC unroll 16
+        for (int j = 0; j < W; ++j) store(to + offsets[j0 + j] + i0, v[j]);
+      } else {
+        for (int i = 0; i < W; ++i) v[i] = i < rows ? load_tail(from + i * ld + j0, columns) : VF{};
+        transpose(v);
+        for (int j = 0; j < columns; ++j) store_tail(to + offsets[j0 + j] + i0, v[j], rows);
+      }
+    }
+  }
+}
+
+void unpack(const float* from, const int64_t* offsets, int m, int n, float* to, int64_t ld) {
+  for (int i0 = 0; i0 < m; i0 += W, to += W * ld) {
+    const int rows = m - i0 < W ? m - i0 : W;
+    for (int j0 = 0; j0 < n; j0 += W) {
+      const int columns = n - j0 < W ? n - j0 : W;
+      VF v[W];
+      if (rows == W && columns == W) {
+#pragma GCC unroll 16
+        for (int j = 0; j < W; ++j) v[j] = load(from + offsets[j0 + j] + i0);
+        transpose(v);
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) store(to + i * ld + j0, v[i]);
+      } else {
+        for (int j = 0; j < W; ++j) v[j] = j < columns ? load_tail(from + offsets[j0 + j] + i0, rows) : VF{};
+        transpose(v);
+        for (int i = 0; i < rows; ++i) store_tail(to + i * ld + j0, v[i], columns);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 const KnnKernels* SL_CONCAT(knn_kernels_, SL_ISA_NAME)() {
 #if defined(__AVX512F__)
   static const KnnKernels table = {W, kWidest, {0, most_rows(1), most_rows(2), most_rows(3), most_rows(4)},
-                                   add_rows_any, node_any, outer_any, dots_any, finish};
+                                   add_rows_any, node_any, outer_any, dots_any, finish, pack, unpack};
 #else
-  static const KnnKernels table = {W, kWidest, {0, most_rows(1), most_rows(2), 0, 0}, add_rows_any, node_any, outer_any, dots_any, finish};
+  static const KnnKernels table = {W, kWidest, {0, most_rows(1), most_rows(2), 0, 0}, add_rows_any, node_any, outer_any, dots_any, finish, pack, unpack};
 #endif
   return &table;
 }

@@ -13,7 +13,8 @@ namespace sightline {
 namespace {
 
 constexpr int kFewChannels = 16;
-constexpr int kChunkFloats = 1 << 18;  // packed weights of one chunk: half a megabyte
+constexpr int kScratch = 36 * 64 * 64;  // packed weights at a time: about half a megabyte
+constexpr int kLine = 16;               // cells of a cache line
 
 int narrowest_waste(const KnnKernels& k, int cout) {
   int best = k.widest, least = 1 << 30;
@@ -24,21 +25,16 @@ int narrowest_waste(const KnnKernels& k, int cout) {
   return best;
 }
 
-void conv_by_node(const KnnWeights& w, const KnnTable& table, int batch, const KnnMap& x, const KnnMap& out) {
+// One panel of output channels, whose weights are in the order of use.
+void panel_by_node(const KnnWeights& w, const KnnTable& table, int batch, const KnnMap& x, const KnnMap& out, int panel, const float* weights) {
   const KnnShape& s = w.shape;
-  KnnFloats own;
-  const float* packed = w.packed;
-  if (!packed) own = knn_pack(w), packed = own.get();
   constexpr int kNodes = 16;
-  const int blocks = (table.nodes + kNodes - 1) / kNodes, most = w.k->most_rows[s.vectors];
-  const int64_t work = (int64_t)table.nodes * table.k * s.cin * s.cout * batch;
-  knn_items(s.panels * blocks, work, [&](int item) {
-    const int panel = item / blocks, first = item % blocks * kNodes, valid = s.valid(panel);
-    const float* weights = packed + (size_t)panel * s.panel_floats();
-    const float* bias = w.bias ? w.bias + panel * s.width : nullptr;
+  const int most = w.k->most_rows[s.vectors], valid = s.valid(panel);
+  const float* bias = w.bias ? w.bias + panel * s.width : nullptr;
+  knn_items((table.nodes + kNodes - 1) / kNodes, (int64_t)table.nodes * table.k * s.cin * s.width * batch, [&](int item) {
     std::vector<const float*> xs((size_t)table.k), ws((size_t)table.k);
     alignas(64) float rows[kMostRows * 64];
-    for (int n = first; n < std::min(first + kNodes, table.nodes); ++n) {
+    for (int n = item * kNodes; n < std::min((item + 1) * kNodes, table.nodes); ++n) {
       const int32_t *index = table.index + (int64_t)n * table.k, *cell = table.cell + (int64_t)n * table.k;
       int taps = 0;
       for (int j = 0; j < table.k; ++j) {
@@ -63,6 +59,14 @@ void conv_by_node(const KnnWeights& w, const KnnTable& table, int batch, const K
   });
 }
 
+void conv_by_node(const KnnWeights& w, const KnnTable& table, int batch, const KnnMap& x, const KnnMap& out) {
+  const KnnFloats own = w.packed ? KnnFloats() : knn_floats(w.shape.panel_floats());
+  for (int panel = 0; panel < w.shape.panels; ++panel) {
+    if (own) knn_pack_part(w, panel, 0, w.shape.cin, 0, w.shape.cells, own.get());
+    panel_by_node(w, table, batch, x, out, panel, own ? own.get() : w.packed + (size_t)panel * w.shape.panel_floats());
+  }
+}
+
 void conv_by_cell(const KnnWeights& w, const KnnTable& table, int batch, const KnnMap& x, const KnnMap& out) {
   const KnnShape& s = w.shape;
   const KnnPairs pairs = knn_pairs(table, s.cells, false);
@@ -72,12 +76,20 @@ void conv_by_cell(const KnnWeights& w, const KnnTable& table, int batch, const K
     const int panel = item / parts, b0 = item % parts * images, count = std::min(images, batch - b0);
     const KnnFloats sums = knn_floats((size_t)table.nodes * (size_t)count * (size_t)s.width);
     std::memset(sums.get(), 0, (size_t)table.nodes * (size_t)count * (size_t)s.width * sizeof(float));
-    const KnnFloats scratch = w.packed ? KnnFloats() : knn_floats((size_t)s.cells * (size_t)std::min(s.chunk, s.cin) * (size_t)s.width);
+    const KnnFloats scratch = w.packed ? KnnFloats() : knn_floats((size_t)s.block * (size_t)s.chunk * (size_t)s.width);
     for (int i = 0; i < s.chunks(); ++i) {
-      const float* weights = w.packed ? w.packed + (size_t)panel * s.panel_floats() + (size_t)s.cells * i * s.chunk * s.width : scratch.get();
-      if (!w.packed) knn_pack_chunk(w, panel, i * s.chunk, s.channels(i), scratch.get());
+      const int channels = s.channels(i);
       const KnnSum sum{w.k, s.vectors, s.width, {x.data + i * s.chunk, x.node, x.image}, b0, count};
-      knn_add_pairs(sum, pairs, s.cells, weights, s.channels(i), sums.get());
+      if (w.packed) {
+        const float* weights = w.packed + (size_t)panel * s.panel_floats() + (size_t)s.cells * i * s.chunk * s.width;
+        knn_add_pairs(sum, pairs, 0, s.cells, weights, channels, sums.get());
+        continue;
+      }
+      for (int v0 = 0; v0 < s.cells; v0 += s.block) {
+        const int v1 = std::min(v0 + s.block, s.cells);
+        knn_pack_part(w, panel, i * s.chunk, channels, v0, v1 - v0, scratch.get());
+        knn_add_pairs(sum, pairs, v0, v1, scratch.get(), channels, sums.get());
+      }
     }
     const float* bias = w.bias ? w.bias + panel * s.width : nullptr;
     for (int n = 0; n < table.nodes; ++n) {
@@ -102,11 +114,14 @@ KnnShape::KnnShape(const KnnKernels& k, int cin_, int cout_, int cells_) : cin(c
   width = vectors * k.lanes;
   panels = (cout + width - 1) / width;
   by_node = cin <= kFewChannels;
-  chunk = std::max(16, kChunkFloats / (cells * width) / 16 * 16);
-  chunk = std::min(chunk, cin);
-  if (by_node) chunk = cin;
-  else
-    chunk = (cin + chunks() - 1) / chunks();  // chunks of about the same size
+  block = cells;
+  chunk = cin;
+  if (by_node) return;
+  // Sums are loaded and stored once per chunk: long chunks, of all cells if there are few.
+  const int most = cells <= 3 * kLine ? kScratch / (cells * width) : 128;
+  chunk = std::min(cin, std::max(kLine, most / kLine * kLine));
+  chunk = (cin + chunks() - 1) / chunks();  // chunks of about the same size
+  if ((int64_t)cells * chunk * width > kScratch) block = std::max(kLine, kScratch / (chunk * width) / kLine * kLine);
 }
 
 void knn_check(const KnnTable& t, int cells) {
@@ -159,15 +174,23 @@ KnnPairs knn_pairs(const KnnTable& table, int cells, bool backward) {
   return p;
 }
 
-void knn_pack_chunk(const KnnWeights& w, int panel, int c0, int channels, float* to) {
+std::vector<int64_t> knn_offsets(int channels, int cells, int width) {
+  std::vector<int64_t> offsets((size_t)channels * (size_t)cells);
+  for (int c = 0; c < channels; ++c)
+    for (int v = 0; v < cells; ++v) offsets[(size_t)c * (size_t)cells + (size_t)v] = ((int64_t)v * channels + c) * width;
+  return offsets;
+}
+
+void knn_pack_part(const KnnWeights& w, int panel, int c0, int channels, int v0, int cells, float* to) {
   const KnnShape& s = w.shape;
   const int valid = s.valid(panel);
-  if (valid < s.width) std::memset(to, 0, (size_t)s.cells * (size_t)channels * (size_t)s.width * sizeof(float));
-  std::vector<int64_t> offsets((size_t)channels * (size_t)s.cells);
-  for (int c = 0; c < channels; ++c)
-    for (int v = 0; v < s.cells; ++v) offsets[(size_t)c * s.cells + v] = ((int64_t)v * channels + c) * s.width;
   const int64_t ld = (int64_t)s.cin * s.cells;
-  w.e->pack(w.raw + (int64_t)panel * s.width * ld + (int64_t)c0 * s.cells, ld, valid, channels * s.cells, offsets.data(), to);
+  const float* from = w.raw + (int64_t)panel * s.width * ld + (int64_t)c0 * s.cells + v0;
+  if (valid < s.width) std::memset(to, 0, (size_t)cells * (size_t)channels * (size_t)s.width * sizeof(float));
+  if (cells == s.cells) return w.k->pack(from, ld, valid, channels * cells, knn_offsets(channels, cells, s.width).data(), to);
+  std::vector<int64_t> offsets((size_t)cells);
+  for (int v = 0; v < cells; ++v) offsets[(size_t)v] = (int64_t)v * channels * s.width;
+  for (int c = 0; c < channels; ++c) w.k->pack(from + (int64_t)c * s.cells, ld, valid, cells, offsets.data(), to + (int64_t)c * s.width);
 }
 
 KnnFloats knn_pack(const KnnWeights& w) {
@@ -177,17 +200,17 @@ KnnFloats knn_pack(const KnnWeights& w) {
   knn_items(s.panels * chunks, (int64_t)s.cout * s.cin * s.cells, [&](int item) {
     const int panel = item / chunks, i = item % chunks;
     float* to = packed.get() + (size_t)panel * s.panel_floats() + (size_t)s.cells * i * s.chunk * s.width;
-    knn_pack_chunk(w, panel, i * s.chunk, s.channels(i), to);
+    knn_pack_part(w, panel, i * s.chunk, s.channels(i), 0, s.cells, to);
   });
   return packed;
 }
 
-void knn_add_pairs(const KnnSum& sum, const KnnPairs& pairs, int cells, const float* weights, int channels, float* sums) {
+void knn_add_pairs(const KnnSum& sum, const KnnPairs& pairs, int v0, int v1, const float* weights, int channels, float* sums) {
   const int most = sum.k->most_rows[sum.vectors];
   const float* x[kMostRows];
   float* out[kMostRows];
-  for (int v = 0; v < cells; ++v) {
-    const float* w = weights + (size_t)v * channels * sum.width;
+  for (int v = v0; v < v1; ++v) {
+    const float* w = weights + (size_t)(v - v0) * channels * sum.width;
     int pair = pairs.begin[(size_t)v], b = 0;
     int64_t left = (int64_t)pairs.count(v) * sum.images;
     while (left > 0) {

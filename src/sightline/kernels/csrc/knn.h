@@ -28,6 +28,9 @@ struct KnnKernels {
   void (*dots)(int vectors, const float* const* g, const float* const* w, int taps, int channels, int rows, float* out, int64_t ldo);
   // out[j] = rows[j] + bias[j] (bias may be null), j < count
   void (*finish)(const float* rows, const float* bias, float* out, int count);
+  // to[offsets[j] + i] = from[i * ld + j] for i < m, j < n; and the reverse
+  void (*pack)(const float* from, int64_t ld, int m, int n, const int64_t* offsets, float* to);
+  void (*unpack)(const float* from, const int64_t* offsets, int m, int n, float* to, int64_t ld);
 };
 
 const KnnKernels* knn_kernels_avx512();
@@ -55,9 +58,11 @@ struct KnnShape {
   int panels;
   bool by_node;        // few input channels: a node is summed whole in registers; else cell by cell
   int chunk;           // input channels per step of the latter
+  int block;           // cells whose weights are packed at a time, where they are packed on the way
   int chunks() const { return (cin + chunk - 1) / chunk; }
   int channels(int i) const { return i + 1 < chunks() ? chunk : cin - i * chunk; }
   int valid(int panel) const { return panel + 1 < panels ? width : cout - panel * width; }
+  int blocks() const { return (cells + block - 1) / block; }
   size_t panel_floats() const { return (size_t)cells * cin * width; }  // of packed weights
 };
 
@@ -65,7 +70,6 @@ struct KnnShape {
 // which takes no memory to speak of and is what changing weights need.
 struct KnnWeights {
   const KnnKernels* k;
-  const EagerKernels* e;
   KnnShape shape;
   const float *raw, *bias;  // bias [cout] or null
   const float* packed = nullptr;

@@ -27,21 +27,22 @@ void input_by_cell(const KnnWeights& w, const KnnTable& table, int batch, const 
   const int images = knn_images(table.sources, s.width, batch), parts = (batch + images - 1) / images;
   knn_items(s.panels * parts, (int64_t)pairs.from.size() * cin * s.cin * batch, [&](int item) {
     const int panel = item / parts, b0 = item % parts * images, count = std::min(images, batch - b0), valid = s.valid(panel);
-    const size_t size = rows_of(table.sources, count) * (size_t)s.width, most = (size_t)s.chunk * (size_t)cells * (size_t)s.width;
+    const size_t size = rows_of(table.sources, count) * (size_t)s.width, most = (size_t)s.chunk * (size_t)s.block * (size_t)s.width;
     const KnnFloats sums = knn_floats(size), scratch = knn_floats(most);
     std::memset(sums.get(), 0, size * sizeof(float));
     std::vector<int64_t> offsets((size_t)cells);
-    for (int i = 0; i < s.chunks(); ++i) {
-      const int channels = s.channels(i);
-      if (valid < s.width) std::memset(scratch.get(), 0, most * sizeof(float));
-      for (int o = 0; o < channels; ++o) {
-        for (int v = 0; v < cells; ++v) offsets[(size_t)v] = ((int64_t)v * channels + o) * s.width;
-        const float* from = w.raw + ((int64_t)(i * s.chunk + o) * cin + panel * s.width) * cells;
-        w.e->pack(from, cells, valid, cells, offsets.data(), scratch.get());
+    for (int i = 0; i < s.chunks(); ++i)
+      for (int v0 = 0; v0 < cells; v0 += s.block) {
+        const int channels = s.channels(i), v1 = std::min(v0 + s.block, cells);
+        if (valid < s.width) std::memset(scratch.get(), 0, most * sizeof(float));
+        for (int v = v0; v < v1; ++v) offsets[(size_t)(v - v0)] = (int64_t)(v - v0) * channels * s.width;
+        for (int o = 0; o < channels; ++o) {
+          const float* from = w.raw + ((int64_t)(i * s.chunk + o) * cin + panel * s.width) * cells + v0;
+          w.k->pack(from, cells, valid, v1 - v0, offsets.data(), scratch.get() + (int64_t)o * s.width);
+        }
+        const KnnSum sum{w.k, s.vectors, s.width, {g.data + i * s.chunk, g.node, g.image}, b0, count};
+        knn_add_pairs(sum, pairs, v0, v1, scratch.get(), channels, sums.get());
       }
-      const KnnSum sum{w.k, s.vectors, s.width, {g.data + i * s.chunk, g.node, g.image}, b0, count};
-      knn_add_pairs(sum, pairs, cells, scratch.get(), channels, sums.get());
-    }
     for (int m = 0; m < table.sources; ++m)
       for (int b = 0; b < count; ++b)
         std::memcpy(gx + ((int64_t)m * batch + b0 + b) * cin + panel * s.width, sums.get() + ((size_t)m * count + b) * s.width,
@@ -87,11 +88,9 @@ void input_by_node(const KnnWeights& w, const KnnTable& table, int batch, const 
 // [cells][channels][width] back to rows of gw.
 void unpack(const KnnWeights& w, int panel, int c0, int channels, const float* from, float* gw) {
   const KnnShape& s = w.shape;
-  std::vector<int64_t> offsets((size_t)channels * (size_t)s.cells);
-  for (int c = 0; c < channels; ++c)
-    for (int v = 0; v < s.cells; ++v) offsets[(size_t)c * s.cells + v] = ((int64_t)v * channels + c) * s.width;
   const int64_t ld = (int64_t)s.cin * s.cells;
-  w.e->unpack(from, offsets.data(), s.valid(panel), channels * s.cells, gw + (int64_t)panel * s.width * ld + (int64_t)c0 * s.cells, ld);
+  float* to = gw + (int64_t)panel * s.width * ld + (int64_t)c0 * s.cells;
+  w.k->unpack(from, knn_offsets(channels, s.cells, s.width).data(), s.valid(panel), channels * s.cells, to, ld);
 }
 
 void weight_by_cell(const KnnWeights& w, const KnnTable& table, int batch, const KnnMap& g, const KnnMap& x, float* gw) {

@@ -28,17 +28,19 @@ struct KnnPairs {
 };
 KnnPairs knn_pairs(const KnnTable& table, int cells, bool backward);
 
-// Weights of one panel and one chunk of input channels: [cells][channels][width], zeros in channels of the panel that do not exist.
-void knn_pack_chunk(const KnnWeights& weights, int panel, int c0, int channels, float* to);
+// Weights of one panel, for some input channels and cells: [cells][channels][width], zeros in channels of the panel that do not exist.
+void knn_pack_part(const KnnWeights& weights, int panel, int c0, int channels, int v0, int cells, float* to);
+// Offsets in that layout of `channels` * `cells` values that lie cells first.
+std::vector<int64_t> knn_offsets(int channels, int cells, int width);
 
-// Sums rows through the pairs: sums[to * batch + b] += row (from, b) of x * weights of the cell, for images [b0, b0 + images).
+// Sums rows through the pairs of cells [v0, v1), whose weights are given: sums[to * batch + b] += row (from, b) of x * weights of the cell, for images [b0, b0 + images).
 struct KnnSum {
   const KnnKernels* k;
   int vectors, width;
   KnnMap x;  // moved to the chunk's first channel
   int b0, images;
 };
-void knn_add_pairs(const KnnSum& sum, const KnnPairs& pairs, int cells, const float* weights, int channels, float* sums);
+void knn_add_pairs(const KnnSum& sum, const KnnPairs& pairs, int v0, int v1, const float* weights, int channels, float* sums);
 
 // Whether a node reads at least one input.
 inline bool knn_reads(const KnnTable& table, int node) {

@@ -12,11 +12,10 @@ from sightline.compat.fovi._defaults import device_or_default
 from sightline.compat.fovi.sensing.coords import SamplingCoords
 from sightline.errors import ConfigError
 from sightline.fovea.color import ColorDecay
-from sightline.fovea.config.field import smallest_cmf_a
 from sightline.fovea.looking import SAMPLERS
 from sightline.fovea.networks.ladder import Ladder
 from sightline.fovea.retina import RetinalTransform as _RetinalTransform
-from sightline.fovea.sensor import SensorGrid
+from sightline.fovea.sensor import SensorGrid, smallest_cmf_a
 
 _Device = torch.device | str | None
 
@@ -108,7 +107,7 @@ def get_min_cmf_a(
     use_scaled_fov: bool = True,
     **ignored: Any,
 ) -> float:
-    """The strongest foveation at which no two rings are closer than a pixel; see `sightline.fovea.config.field.smallest_cmf_a`.
+    """The strongest foveation at which no two rings are closer than a pixel; see `sightline.fovea.sensor.smallest_cmf_a`.
 
     Args:
         fixation_size: pixels that the field of view covers.
@@ -120,4 +119,4 @@ def get_min_cmf_a(
         ignored: the same.
     """
     del unused, ignored
-    return smallest_cmf_a(fixation_size, output_res, start_res if use_scaled_fov else fixation_size, fov)
+    return smallest_cmf_a(fixation_size, output_res, fov=fov, image_size=start_res if use_scaled_fov else fixation_size)
