@@ -97,7 +97,7 @@ void State::run_knn_depthwise(int step) {
   const int64_t ld = (int64_t)tin.ld * k.element;
   const int outputs = tout.c / tin.c;
   list_sites(step);
-  for_chunks(step, (int64_t)axis.taps * tout.c, [&](const Site* list, int n, float* rows, int ldr, Scratch& w) {
+  for_chunks(step, (int64_t)axis.taps * tout.c, [&](const Publish& pub, const Site* list, int n, float* rows, int ldr, Scratch& w) {
     if (outputs > 1) grow(w.middle, (size_t)ldr + 64);
     Raw* repeated = reinterpret_cast<Raw*>(w.middle.data);
     for (int i = 0; i < n; ++i) {
@@ -112,7 +112,7 @@ void State::run_knn_depthwise(int step) {
           for (int c = 0; c < tout.c; ++c) std::memcpy(repeated + c * k.element, tap + c / outputs * k.element, (size_t)k.element);
           tap = repeated;
         }
-        k.depthwise_pixel(&tap, 1, s.weights.data + (size_t)cell[j] * (size_t)s.cpad, s.cpad, row, row, tout.c);
+        k.depthwise(&tap, 1, s.weights.data + (size_t)cell[j] * (size_t)s.cpad, s.cpad, row, PixelTask{&pub, list + i, 1, nullptr, row, ldr});
       }
     }
   });
