@@ -44,6 +44,7 @@ class Program:
     ) -> int: ...
     def add_depthwise(self, arg0: int, arg1: int, arg2: int, arg3: int, arg4: int, arg5: int, arg6: int, arg7: int, /) -> int: ...
     def add_knn(self, arg0: int, arg1: int, arg2: int, arg3: int, arg4: int, arg5: int, arg6: int, arg7: int, /) -> int: ...
+    def add_knn_depthwise(self, arg0: int, arg1: int, arg2: int, arg3: int, arg4: int, arg5: int, /) -> int: ...
     def add_max_pool(self, out: int, source: int, rows: int, cols: int, empty: float = float("-inf")) -> int: ...
     def add_weighted(
         self, arg0: int, arg1: int, arg2: int, arg3: int, arg4: int, arg5: int, arg6: int, arg7: int, arg8: float, /
@@ -179,3 +180,26 @@ def filter_noise(
     target: tuple[int, int, int],
 ) -> bool:
     """One frame through the temporal noise filter; False where it holds NaN or Inf."""
+
+def knn_conv(
+    isa: str, shape: tuple[int, int, int, int], table: tuple[int, int, int, int, int], x: int, weight: int, bias: int, out: int
+) -> None: ...
+def knn_conv_backward(
+    isa: str,
+    shape: tuple[int, int, int, int],
+    table: tuple[int, int, int, int, int],
+    grad: int,
+    x: int,
+    weight: int,
+    gx: int,
+    gw: int,
+    gb: int,
+) -> None:
+    """Gradients; an address of 0: not wanted."""
+
+def knn_max_pool(arg0: str, arg1: tuple[int, int, int, int, int], arg2: int, arg3: int, arg4: int, /) -> None: ...
+def knn_max_pool_backward(arg0: str, arg1: tuple[int, int, int, int, int], arg2: int, arg3: int, arg4: int, arg5: int, /) -> None: ...
+def knn_sum_pool(arg0: str, arg1: tuple[int, int, int, int, int], arg2: int, arg3: int, arg4: int, arg5: int, /) -> None: ...
+def knn_sum_pool_backward(arg0: str, arg1: tuple[int, int, int, int, int], arg2: int, arg3: int, arg4: int, arg5: int, /) -> None: ...
+def knn_search(sizes: tuple[int, int, int, int], source: int, target: int, index: int, distance: int) -> None:
+    """The k nearest points: (points, queries, axes, k), float64 coordinates."""
