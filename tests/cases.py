@@ -200,15 +200,15 @@ _add("pixel unshuffle by 3", lambda: nn.PixelUnshuffle(3), (1, 2, 6, 9))
 _add("channel shuffle", lambda: nn.ChannelShuffle(3), (2, 12, 5, 6))
 _add("channel shuffle, from two places", lambda: nn.ChannelShuffle(2), (1, 70, 5, 6))
 _add("channel shuffle, from anywhere", lambda: nn.ChannelShuffle(5), (2, 60, 5, 6))
-for _channels in (1, 2, 3, 8):  # few channels: pixels share vectors
-    _add(f"{_channels} channels upsampled", lambda: nn.Upsample(scale_factor=2, mode="bilinear"), (2, _channels, 7, 19))
+for _few in (1, 2, 3, 8):  # few channels: pixels share vectors
+    _add(f"{_few} channels upsampled", lambda: nn.Upsample(scale_factor=2, mode="bilinear"), (2, _few, 7, 19))
     _add(
-        f"{_channels} channels at the same size",
+        f"{_few} channels at the same size",
         lambda: nn.Upsample(size=(7, 19), mode="bilinear", align_corners=True),
-        (1, _channels, 7, 19),
+        (1, _few, 7, 19),
     )
-    _add(f"{_channels} channels downsampled", lambda: nn.Upsample(scale_factor=0.3, mode="bilinear"), (1, _channels, 9, 39))
-    _function(f"{_channels} channels upsampled, relu", lambda x: F.relu(F.interpolate(x, (11, 40), mode="bilinear")), (1, _channels, 7, 19))
+    _add(f"{_few} channels downsampled", lambda: nn.Upsample(scale_factor=0.3, mode="bilinear"), (1, _few, 9, 39))
+    _function(f"{_few} channels upsampled, relu", lambda x: F.relu(F.interpolate(x, (11, 40), mode="bilinear")), (1, _few, 7, 19))
 for _cin, _cout in ((1, 1), (1, 8), (2, 2), (2, 4), (3, 3), (4, 2), (5, 1), (1, 5)):
     for _stride in (1, 2):
         _conv(f"{_cin} to {_cout}, stride {_stride}", _cin, _cout, 3, (9, 41), 2, stride=_stride, padding=1)

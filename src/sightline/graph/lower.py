@@ -165,7 +165,7 @@ class _Lowering:
         """Whether a step fills memory of its own, so that it can as well be another's; slices of adjacent channels are views."""
         a = step.head.attrs
         if step.head.op == "slice":
-            return a["dim"] != 1 or a.get("step", 1) != 1
+            return bool(a["dim"] != 1 or a.get("step", 1) != 1)
         return step.head.op not in {"input", "constant", "flatten"} and not self._reshapes_vector(step)
 
     def _place(self, node: Node, size: tuple[int, int, int, int]) -> tuple[int, int, int]:
