@@ -2,7 +2,7 @@
 
 One thread, backbones as in the packaged configurations, 4085 samples per image (a 64 x 64 grid's worth), random weights: the same in ours
 and fovi's. Samples of ours lie nodes-first in memory, as a retina returns them. The dense control is the same network on 64 x 64 pixels.
-Networks are built anew each time, with nothing kept from the last.
+Networks are built anew each time, with nothing kept from the last; those that run break ties as fovi does, so that outputs are the same.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def fovi_networks() -> tuple[Any, Any]:
     return Theirs, TheirResNet
 
 
-def makers(name: str, side: int, peers: tuple[Any, Any] | None) -> dict[str, Callable[[], nn.Module]]:
+def makers(name: str, side: int, peers: tuple[Any, Any] | None, ties: str = "fovi") -> dict[str, Callable[[], nn.Module]]:
     """How each contestant builds a backbone."""
     alexnet = name == "AlexNet"
 
     def ours() -> nn.Module:
         if alexnet:
-            return KNNAlexNet(side, 3, *ALEXNET, ref_frame_mult=2, ties="fovi", **SHARED)
-        return KNNResNet.of_depth(18, in_res=side, ties="fovi", **SHARED)
+            return KNNAlexNet(side, 3, *ALEXNET, ref_frame_mult=2, ties=ties, **SHARED)
+        return KNNResNet.of_depth(18, in_res=side, ties=ties, **SHARED)
 
     def theirs() -> nn.Module:
         assert peers is not None
@@ -120,7 +120,7 @@ def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
             for training in (False, True):
                 what = f"{name} {'forward and backward' if training else 'inference'}, batch {batch}"
                 jobs.append((what, lambda b=batch, t=training, n=name: running(n, b, side, peers, t)))
-        builders = makers(name, side, peers)
+        builders = {**makers(name, side, peers, "stable"), "ours, ties=fovi": makers(name, side, peers)["ours"]}
         contestants = [Contestant(who, make, before=forget) for who, make in builders.items() if who != "dense"]
         jobs.append((f"{name} built", lambda c=contestants: (c, 0.0)))
         for what, make in jobs:

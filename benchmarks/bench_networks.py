@@ -31,6 +31,9 @@ NETWORKS: dict[str, tuple[Callable[[], Any], tuple[tuple[int, int], ...]]] = {
     "EfficientNet-Lite0": (networks.efficientnet_lite0, (LARGE,)),
     "segmentation pyramid": (networks.pyramid, (LARGE,)),
     "CenterFace": (networks.face_detector, (LARGE,)),
+    "UltraLight": (networks.small_face_detector, (LARGE,)),
+    "FastestDet": (networks.object_detector, ((352, 352),)),
+    "SINet": (networks.portrait_segmentation, (SMALL,)),
 }
 BFLOAT16 = 0.1  # largest relative error of one network in bfloat16 against another: digits lost in 50 layers, not mistakes
 BFLOAT16_STEP = 0.016  # of one step: two units in the last place of the largest value

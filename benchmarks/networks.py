@@ -152,10 +152,29 @@ class OnnxFile:
 
 def face_detector() -> OnnxFile:
     """CenterFace: MobileNetV2 and a pyramid with four heads."""
+    return _file("CenterFace", "centerface.onnx")
+
+
+def object_detector() -> OnnxFile:
+    """FastestDet: ShuffleNetV2, two maps put together, one grid of boxes; made for processors in telephones."""
+    return _file("FastestDet", "fastestdet_coco.onnx")
+
+
+def small_face_detector() -> OnnxFile:
+    """UltraLight RFB-640: depthwise convolutions of few channels on large maps, four heads."""
+    return _file("UltraLight", "ultralight_face_rfb640.onnx")
+
+
+def portrait_segmentation() -> OnnxFile:
+    """SINet: many thin branches at small sizes, two channels at the end."""
+    return _file("SINet", "sinet_portrait.onnx")
+
+
+def _file(network: str, name: str) -> OnnxFile:
     folder = data_folder()
     if folder is None:
-        raise MissingPeer("CenterFace: no data folder beside the checkout, and SIGHTLINE_DATA names none")
-    return OnnxFile(folder / "models" / "centerface.onnx")
+        raise MissingPeer(f"{network}: no data folder beside the checkout, and SIGHTLINE_DATA names none")
+    return OnnxFile(folder / "models" / name)
 
 
 def data_folder() -> Path | None:

@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "models.md", ROOT / "docs" / "fovea_training.md")
+FILES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "benchmarks.md",
+    ROOT / "docs" / "fovea.md",
+    ROOT / "docs" / "models.md",
+    ROOT / "docs" / "fovea_training.md",
+)
 MARKER = re.compile(r"(<!-- table:([\w.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 SCHEMA = 1
 DENSE = ("eager", "torch.compile", "onnxruntime", "openvino")
@@ -228,13 +234,28 @@ def retina(result: Result) -> str:
 
 
 def fovea(result: Result) -> str:
-    """Foveated networks beside fovi's and dense ones."""
+    """Foveated networks, or their layers, beside fovi's and dense ones."""
     rows = []
     for case in result["cases"]:
         time = medians(case)
+        if not time:
+            continue
         faster = ratio(time["fovi"] / time["ours"]) if "fovi" in time else "-"
         rows.append([case["case"], milliseconds(time["ours"]), milliseconds(time.get("fovi")), faster, milliseconds(time.get("dense"))])
     return table(["", "ours ms", "fovi 2.4.0 ms", "times as fast", "dense ms"], rows)
+
+
+def fovea_memory(result: Result) -> str:
+    """Peaks of memory beside fovi's and a dense network's."""
+    rows = []
+    for case in result["cases"]:
+        if "peak_mib" in case:
+            peak = case["peak_mib"]
+            share = ratio(peak["fovi"] / peak["ours"]) if "fovi" in peak else "-"
+            rows.append(
+                [case["case"], *(f"{peak[who]:.1f}" if who in peak else "-" for who in ("ours", "fovi")), share, f"{peak['dense']:.1f}"]
+            )
+    return table(["peak, MiB", "ours", "fovi 2.4.0", "times as much", "dense"], rows)
 
 
 def gates(result: Result) -> str:
@@ -350,6 +371,9 @@ def fovea_training(result: Result) -> str:
         mean = 100 * sum(values) / len(values)
         return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ({100 * min(values):.1f} to {100 * max(values):.1f})"
 
+    def trained(cases: list[dict[str, Any]]) -> list[str]:
+        return [f"{sum(case['cpu_seconds'] for case in cases) / len(cases):.0f}", str(len(cases))]
+
     counts = ("1", "2", "4", "8")
     rows = []
     for name, test, words in (
@@ -361,18 +385,18 @@ def fovea_training(result: Result) -> str:
         cases = by_name.get(name, [])
         if cases:
             samples = f"{cases[0]['samples']} per fixation"
-            rows.append([words, samples, *(cell([case["tests"][test]["top1"][n] for case in cases]) for n in counts), str(len(cases))])
+            rows.append([words, samples, *(cell([case["tests"][test]["top1"][n] for case in cases]) for n in counts), *trained(cases)])
     for count in counts:
         ends = {name: cases for name, cases in by_name.items() if name.startswith(f"dense, {count} x")}
         if ends:
             # Of the two ends the one that was better on the first seed was trained with the others too.
             cases = max(ends.values(), key=lambda cases: (len(cases), cases[0]["top1"]))
             words = f"dense, whole scene at {cases[0]['side']}x{cases[0]['side']}"
-            row = [words, f"{cases[0]['samples']} in all", *("" for _ in counts), str(len(cases))]
+            row = [words, f"{cases[0]['samples']} in all", *("" for _ in counts), *trained(cases)]
             row[2 + counts.index(count)] = cell([case["top1"] for case in cases])
             rows.append(row)
-    head = ["right answers in %", "samples", *("1 fixation" if n == "1" else f"{n} fixations" for n in counts), "seeds"]
-    return table(head, rows)
+    head = ["right answers in %", "samples", *("1 fixation" if n == "1" else f"{n} fixations" for n in counts)]
+    return table([*head, "CPU s per training", "seeds"], rows)
 
 
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
@@ -393,11 +417,14 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "gates": ("gates", gates),
     "retina": ("retina", retina),
     "fovea": ("fovea", fovea),
+    "fovealayers": ("fovea_layers", fovea),
+    "foveamemory": ("fovea_layers", fovea_memory),
     "camera": ("camera", camera),
     "sensornoise": ("camera", sensor_noise),
     "sweep": ("models", sweep),
     "sweepsummary": ("models", sweep_summary),
     "foveatraining": ("train-fovea", fovea_training),
+    "foveatraining16": ("train-fovea16", fovea_training),
     "conditions": ("networks", conditions),
 }
 

@@ -1,6 +1,6 @@
 """Does looking pay? Trains foveated networks and dense controls on digits among clutter, and writes what they reach as JSON.
 
-The task: one of the 1,797 real digits of scikit-learn, 24 pixels wide, anywhere in a scene of 128 x 128 pixels, among pieces of other
+The task: one of the 1,797 real digits of scikit-learn, 24 or 16 pixels wide, anywhere in a scene of 128 x 128 pixels, among pieces of other
 digits (`sightline.fovea.training.DigitScenes`); 1,347 digits to train on, 450 others to test. Contestants, with equal layers and epochs:
 
 * foveated, N samples per fixation, with a policy that learns where to look; tested with that policy, with contrast and at random;
@@ -42,6 +42,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 COUNTS = (1, 2, 3, 4, 5, 6, 7, 8)
 CONTROLS = (1, 4, 8)
 ENDS = {"all features": -1, "average": 1}
+# Pixels that a digit is wide: what that changes. Smaller ones need a finer fovea.
+DIGITS = {24: [], 16: ["data.scenes.zoom=2", "saccades.cmf_a=0.67", "saccades.uncertainty.object_size=0.1"]}
 HIT = 8  # pixels: a fixation this near to the digit's middle has it on the fovea
 
 
@@ -128,15 +130,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--digit", type=int, choices=list(DIGITS), default=24, help="pixels that a digit is wide")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--output", type=Path, default=RESULTS / "train-fovea-1.json")
+    parser.add_argument("--output", type=Path, help="default: results/train-fovea-1.json, or train-fovea16-1.json for --digit 16")
     options = parser.parse_args()
+    name = "train-fovea" if options.digit == 24 else f"train-fovea{options.digit}"
+    output = options.output or RESULTS / f"{name}-1.json"
     torch.set_num_threads(1)
     epochs, seeds = (2, 1) if options.quick else (options.epochs, options.seeds)
     extra = ["data.scenes.train=128", "data.scenes.val=60", "data.scenes.ramp=1", "training.warmup_epochs=0"] if options.quick else []
-    result: dict[str, Any] = {"schema": 1, "benchmark": "train-fovea", "quick": options.quick, **metadata(1), "epochs": epochs, "cases": []}
-    if options.output.exists():
-        before = json.loads(options.output.read_text(encoding="utf-8"))
+    extra = DIGITS[options.digit] + extra
+    result: dict[str, Any] = {"schema": 1, "benchmark": name, "quick": options.quick, **metadata(1), "epochs": epochs, "cases": []}
+    result["digit"] = options.digit
+    if output.exists():
+        before = json.loads(output.read_text(encoding="utf-8"))
         if before["epochs"] == epochs:
             result["cases"] = before["cases"]
 
@@ -146,7 +153,7 @@ def main() -> None:
                 return row
         row = {"case": name, **run()}
         result["cases"].append(row)
-        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         told = row["top1"] if "top1" in row else {name: test["top1"] for name, test in row["tests"].items()}
         print(f"{name}, seed {seed}: {told}, {row['cpu_seconds']:.0f} s", flush=True)
         return row

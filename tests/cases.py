@@ -198,6 +198,65 @@ _add("pixel shuffle by 3, one channel left", lambda: nn.PixelShuffle(3), (1, 9, 
 _add("pixel unshuffle", lambda: nn.PixelUnshuffle(2), (2, 3, 6, 8))
 _add("pixel unshuffle by 3", lambda: nn.PixelUnshuffle(3), (1, 2, 6, 9))
 _add("channel shuffle", lambda: nn.ChannelShuffle(3), (2, 12, 5, 6))
+_add("channel shuffle, from two places", lambda: nn.ChannelShuffle(2), (1, 70, 5, 6))
+_add("channel shuffle, from anywhere", lambda: nn.ChannelShuffle(5), (2, 60, 5, 6))
+for _few in (1, 2, 3, 8):  # few channels: pixels share vectors
+    _add(f"{_few} channels upsampled", lambda: nn.Upsample(scale_factor=2, mode="bilinear"), (2, _few, 7, 19))
+    _add(
+        f"{_few} channels at the same size",
+        lambda: nn.Upsample(size=(7, 19), mode="bilinear", align_corners=True),
+        (1, _few, 7, 19),
+    )
+    _add(f"{_few} channels downsampled", lambda: nn.Upsample(scale_factor=0.3, mode="bilinear"), (1, _few, 9, 39))
+    _function(f"{_few} channels upsampled, relu", lambda x: F.relu(F.interpolate(x, (11, 40), mode="bilinear")), (1, _few, 7, 19))
+for _cin, _cout in ((1, 1), (1, 8), (2, 2), (2, 4), (3, 3), (4, 2), (5, 1), (1, 5)):
+    for _stride in (1, 2):
+        _conv(f"{_cin} to {_cout}, stride {_stride}", _cin, _cout, 3, (9, 41), 2, stride=_stride, padding=1)
+    _conv(f"{_cin} to {_cout}, wide", _cin, _cout, (1, 5), (3, 40), padding=(0, 2), bias=False)
+    _function(
+        f"{_cin} to {_cout}, clamped and added",
+        lambda x, f, g: F.relu6(4 * f(x)) + F.relu(g(x) + f(x)),
+        (1, _cin, 9, 41),
+        partial(nn.Conv2d, _cin, _cout, 3, padding=1),
+        partial(nn.Conv2d, _cin, _cout, 3, padding=1),
+    )
+for _cout in (6, 8, 24, 23, 40, 72, 85):  # half a vector is left over
+    _conv(f"1x1 to {_cout}", 24, _cout, 1, n=2)
+    _conv(f"3x3 to {_cout}", 5, _cout, 3, padding=1)
+    _function(
+        f"3x3 to {_cout}, added, relu",
+        lambda x, f, g: F.relu(f(x) + g(x)),
+        (1, 20, 9, 11),
+        partial(nn.Conv2d, 20, _cout, 1),
+        partial(nn.Conv2d, 20, _cout, 3, padding=1),
+    )
+    _function(f"1x1 to {_cout}, silu", lambda x, f: F.silu(f(x)), (1, 17, 9, 11), partial(nn.Conv2d, 17, _cout, 1))
+for _name, _slice in {"every second": slice(None, None, 2), "odd": slice(1, None, 2), "every third": slice(2, 40, 3)}.items():
+    _function(
+        f"cat of slices, {_name} channel",
+        lambda x, f, at=_slice: torch.cat([f(x)[:, at], x, f(x)[:, :, :, :7]], 1),
+        (2, 5, 6, 7),
+        partial(nn.Conv2d, 5, 40, 1),
+    )
+_function("max pooling of large values", lambda x: F.max_pool2d(1e15 * x - 5e14, 3, 2, 1), (1, 20, 9, 11))
+for _kernel, _stride in ((3, 1), (3, 2), (5, 1), (7, 1)):
+    _function(
+        f"depthwise {_kernel}x{_kernel}, prelu, stride {_stride}",
+        lambda x, f, g: g(f(x)),
+        (2, 19, 9, 23),
+        partial(nn.Conv2d, 19, 19, _kernel, _stride, _kernel // 2, groups=19),
+        lambda: _shaken(nn.PReLU(19)),
+    )
+_function(
+    "a gate as a vector", lambda x, f: x * torch.sigmoid(f(x.mean((2, 3)))).reshape(2, 5, 1, 1), (2, 5, 6, 7), lambda: nn.Linear(5, 5)
+)
+_function(
+    "views for torch",
+    lambda x, f: torch.cat([f(x).permute(0, 2, 3, 1).reshape(2, -1, 2), x.permute(0, 2, 3, 1).reshape(2, -1, 2)], 1),
+    (2, 4, 6, 7),
+    lambda: nn.Conv2d(4, 4, 3),
+    native=False,
+)
 for _fill in ("constant", "reflect", "replicate", "circular"):
     _function(f"pad, {_fill}", lambda x, m=_fill: F.pad(x, (1, 2, 3, 0), m), (2, 5, 6, 7))
 _function("pad with a value", lambda x: F.pad(x, (1, 2, 0, 1), value=-1.5), (1, 5, 6, 7))
@@ -425,8 +484,10 @@ _function("flat pixel", lambda x, f: f(F.relu(torch.flatten(F.adaptive_avg_pool2
 _function(
     "two linears", lambda x, f, g: g(F.hardswish(f(x.mean((2, 3))))), (3, 21, 6, 7), lambda: nn.Linear(21, 33), lambda: nn.Linear(33, 3)
 )
-_function("softmax over channels", lambda x: torch.softmax(x, 1), (2, 5, 6, 7), native=False)
-_function("softmax of a vector", lambda x: torch.softmax(x.mean((2, 3)), 1), (2, 5, 6, 7), native=False)
+_function("softmax over channels", lambda x: torch.softmax(x, 1), (2, 5, 6, 7))
+_function("softmax of many channels", lambda x: torch.softmax(30 * x, 1), (1, 37, 6, 7))
+_function("softmax of a vector", lambda x: torch.softmax(x.mean((2, 3)), 1), (2, 5, 6, 7))
+_function("softmax over columns", lambda x: torch.softmax(x, 3), (2, 5, 6, 7), native=False)
 
 # -- ops without a rule, between native ones ---------------------------------------------------------------------------------------------
 

@@ -182,6 +182,18 @@ def test_gates_quick(tmp_path: Path, shared_data: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("native")
+def test_fovea_layers_quick(tmp_path: Path) -> None:
+    cases = {case["case"]: case for case in quick("bench_fovea_layers.py", tmp_path)["cases"]}
+    layers = [case for case in cases.values() if case["rows"]]
+    assert len(layers) == 5
+    for case in layers:
+        assert "ours" in check_rows(case) and case["relative_error"] <= 1e-5
+    for batch_peak in (case["peak_mib"] for case in cases.values() if "peak_mib" in case):
+        assert 0 < batch_peak["ours"] < 200 and 0 < batch_peak["dense"] < 200
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("native")
 def test_fovea_video_quick(tmp_path: Path, shared_data: Path) -> None:
     pytest.importorskip("av", reason="decodes the clips")
     (case,) = quick("bench_fovea_video.py", tmp_path, "--only", "webcam, eye moving")["cases"]
@@ -371,10 +383,39 @@ def test_every_table_renders(monkeypatch: pytest.MonkeyPatch) -> None:
     text = tables.tune(result("tune", [tuned]))
     assert "| clip (m, 8x6) | knapsack | 25 % | 4.00 | 10.0 (onnxruntime) | 4.00 | 2.50 | 5.00 | 0.90 | 0.01 | top1 0.050 | 9 |" in text
     assert "| clip (m, 8x6) | greedy | 50 % | 2.00 | 10.0 (onnxruntime) | 5.00 | 2.00 | 4.00 | 0.90 | 0.01 | - | 9 |" in text
+    looked = {"top1": dict.fromkeys(("1", "2", "4", "8"), 0.5)}
+    foveated: dict[str, Any] = {
+        "case": "foveated, learned",
+        "samples": 123,
+        "cpu_seconds": 90.0,
+        "tests": dict.fromkeys(("learned", "contrast", "random"), looked),
+    }
+    better = {"top1": dict.fromkeys(("1", "2", "4", "8"), 0.75)}
+    same = {"samples": 529, "side": 23, "cpu_seconds": 30.4}
+    dense = [{"case": f"dense, 4 x, {end}", "top1": top1, **same} for end, top1 in (("average", 0.2), ("all", 0.3))]
+    text = tables.fovea_training(result("train-fovea", [foveated, {**foveated, "tests": {**foveated["tests"], "learned": better}}, *dense]))
+    assert "| foveated, looks where answers become certain | 123 per fixation | 62.5 (50.0 to 75.0) |" in text
+    assert "| dense, whole scene at 23x23 | 529 in all |  |  | 30.0 |  | 30 | 1 |" in text
     state = {"case": "net", "reported": 2**20, "gained": 2**21, "ratio": 0.5, "weights": 0}
     assert "| net | 1.0 | 2.0 | 0.500 | 0.0 |" in tables.memory(result("memory", [state]))
     assert tables.conditions(result("networks", [])).startswith("A CPU (avx2), 2 cores; torch 2.13.0, numpy 2.4.6; medians, CPU time")
     assert "wall time, 2 threads. QUICK RUN" in tables.conditions(result("networks", [], threads=2, quick=True))
+
+
+@pytest.mark.slow
+def test_fovea_training_quick(tmp_path: Path) -> None:
+    for package in ("lightning_fabric", "sklearn", "hydra"):
+        pytest.importorskip(package)
+    result = quick("train_fovea.py", tmp_path)
+    names = [case["case"] for case in result["cases"]]
+    assert names == ["foveated, learned", "dense, 1 x, all features", "dense, 1 x, average", "foveated, random"]
+    learned, dense = result["cases"][:2]
+    assert set(learned["tests"]) == {"learned", "contrast", "random"} and learned["samples"] == 123
+    assert learned["tests"]["learned"]["top1"].keys() == learned["tests"]["random"]["found"].keys() == {str(n) for n in range(1, 9)}
+    assert dense["samples"] == 144 and 0 <= dense["top1"] <= 1
+    picture = tmp_path / "curve.svg"
+    assert run("draw_train_fovea.py", str(tmp_path / "result.json"), str(picture)).returncode == 0
+    assert 0 < picture.stat().st_size < 200_000
 
 
 @pytest.mark.parametrize("text", ["<!-- table:nonsense -->\n<!-- /table -->\n", "<!-- table:layers -->\n<!-- /table -->\n"])
@@ -384,3 +425,10 @@ def test_renderer_rejects_what_it_cannot_render(text: str, tmp_path: Path) -> No
     page.write_text(text)
     done = run("render_tables.py", "--results", str(tmp_path), str(page))
     assert done.returncode == 1 and "page.md: " in done.stderr and page.read_text() == text
+
+
+def test_foveated_networks_are_timed_beside_their_dense_controls(tmp_path: Path) -> None:
+    result = quick("bench_fovea.py", tmp_path, "--only", "ResNet-18 inference")
+    assert [case["case"] for case in result["cases"]] == ["ResNet-18 inference, batch 2"]
+    times = check_rows(result["cases"][0])
+    assert {"ours", "dense"} <= times.keys()

@@ -371,7 +371,8 @@ def test_networks_by_fovis_names_are_made_of_fovis_layers() -> None:
         assert all(isinstance(layer.in_coords, SamplingCoords) and layer.ties == "fovi" for layer in layers)
         assert net(torch.rand(2, 3, len(net.in_coords))).shape[0] == 2
     assert isinstance(nets[1].maxpool, KNNPoolingLayer) and isinstance(nets[0].layers[0].conv, KNNConvLayer)
-    patches = KNNPartitioningPatchEmbedding(3, 4, 16, 16, 0.5, in_cart_res=16, cart_patch_size=4, sample_cortex=True)
+    patches = KNNPartitioningPatchEmbedding(3, 4, 16, 16, 0.5, in_cart_res=16, cart_patch_size=4)
+    assert patches.sample_cortex == "geodesic" and patches(torch.rand(1, 3, 230)).shape == (1, len(patches.out_coords), 4)
     assert patches.ties == "fovi" and isinstance(patches.in_coords, SamplingCoords)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
 import warnings
 from pathlib import Path
@@ -229,6 +231,27 @@ def test_uint8_images_are_those_divided_by_255(net: FoviNet) -> None:
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     where = torch.rand(2, 2, 2)
     torch.testing.assert_close(net(images, fixations=where)[0], net(images / 255.0, fixations=where)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 0.03), (torch.float16, 0.005)])
+def test_networks_of_other_types(net: FoviNet, dtype: torch.dtype, tolerance: float) -> None:
+    other = FoviNet(net.cfg, dtype=dtype).eval()
+    other.load_state_dict(net.state_dict())
+    images, where = torch.rand(2, 3, 64, 64), torch.rand(2, 2, 2)
+    scores = other(images, fixations=where)[0]
+    assert scores.dtype == dtype
+    torch.testing.assert_close(scores.float(), net(images, fixations=where)[0], rtol=0, atol=tolerance)
+
+
+def test_networks_can_be_copied_and_pickled(net: FoviNet) -> None:
+    x = torch.rand(1, 2, 3, 230)
+    expected = net(x, fixated_inputs=True)[0]
+    file = io.BytesIO()
+    torch.save(net, file)
+    file.seek(0)
+    for other in (copy.deepcopy(net), torch.load(file, weights_only=False)):
+        assert torch.equal(other(x, fixated_inputs=True)[0], expected)
+    assert len(file.getvalue()) < 2_000_000  # a sensor's points are made again, not stored several times
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from fovea_small import self_supervised, small
+from fovea_small import SMALL, self_supervised, small
 
 pytest.importorskip("lightning_fabric")
 pytest.importorskip("sklearn")
@@ -352,3 +352,36 @@ def test_evaluation_does_not_disturb_training() -> None:
     never.val_source = None
     never.fit()
     assert_bit_equal(weights(often), weights(never))
+
+
+# ---------------------------------------------------------------------------------------------- several processes
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network_and_resume_bit_equal(tmp_path: Path) -> None:
+    """By torchrun, as a user would; both processes end with the same weights, or the checkpoint would differ from that of the other run."""
+
+    def torchrun(folder: str, *more: str) -> dict[str, Any]:
+        arguments = [
+            "fovea",
+            "train",
+            "digit_scenes",
+            *SMALL,
+            "training.batch_size=4",
+            "--output",
+            str(tmp_path / folder),
+            "--quiet",
+            *more,
+        ]
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "sightline.cli.main", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return checkpoint.read(tmp_path / folder / LAST)
+
+    whole = torchrun("whole")
+    torchrun("parts", "training.stop_early_epoch=1", "logging.checkpoint_freq=1")
+    parts = torchrun("parts", "--resume")
+    assert_bit_equal(parts["step"], whole["step"])
+    assert len(whole["random"]) == 2 and whole["report"]["images"] == 48
+    with pytest.raises(CheckpointError, match="began with 2 processes, and is to go on with 1"):
+        Trainer(small("training.batch_size=4"), tmp_path / "whole").load()

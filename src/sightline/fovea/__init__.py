@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         SaccadePolicy,
         SaliencySaccades,
     )
+    from sightline.fovea.saccades.uncertainty import UncertaintySaccades
     from sightline.fovea.sensor import SensorGrid, match_resolution, num_points
     from sightline.fovea.video import FoveaStream, stream
 
@@ -109,6 +110,7 @@ _HOMES = {
     "InhibitedSaccades": "saccades",
     "PrioritySaccades": "saccades",
     "SaliencySaccades": "saccades",
+    "UncertaintySaccades": "saccades.uncertainty",
     "SensorGrid": "sensor",
     "match_resolution": "sensor",
     "num_points": "sensor",
@@ -158,6 +160,7 @@ __all__ = [
     "SaccadePolicy",
     "SaliencySaccades",
     "SensorGrid",
+    "UncertaintySaccades",
     "VisionTransformer",
     "compose",
     "find_config",

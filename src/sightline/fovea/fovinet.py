@@ -201,7 +201,7 @@ class FoviNet(nn.Module):
             kind = "(B, F, C, side, side)" if getattr(self._backbone, "in_coords", None) is None else "(B, F, C, N)"
             raise ShapeError(f"this network takes samples {kind}, not {tuple(samples.shape)}; give images without fixated_inputs")
         # Fixations first, as a retina lays samples out: so this is a view, and nothing is copied.
-        folded = samples.transpose(0, 1).flatten(0, 1)
+        folded = samples.transpose(0, 1).flatten(0, 1).to(self.dtype)
         embeddings, outputs = self.network(folded, return_layer_outputs=True, **({"ssl": True} if ssl else {}))
         return self._unfolded(embeddings, samples), [self._unfolded(output, samples) for output in outputs]
 
@@ -210,6 +210,11 @@ class FoviNet(nn.Module):
         """(F * B, ...) to (B, F, ...)."""
         apart: Tensor = values.unflatten(0, (samples.shape[1], samples.shape[0]))
         return apart.transpose(0, 1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the network's parameters; samples are brought to it."""
+        return next(self.network.parameters()).dtype
 
     @property
     def _backbone(self) -> nn.Module:

@@ -20,11 +20,14 @@ import torch
 from torch import Tensor
 
 from sightline import kernels
-from sightline.errors import ShapeError
+from sightline.errors import BackendError, ShapeError
+from sightline.fovea.geodesic import planar_distances
 from sightline.fovea.sensor import SensorGrid
 
-Space = bool  # True: distances on the cortical surface (chords); False: in the visual field
+Space = bool | Literal["geodesic"]
+"""True: by chords between points of the cortical surface; False: in the visual field; "geodesic": along the surface."""
 Ties = Literal["stable", "fovi"]
+_COINCIDE = 1e-9  # in units of the field's radius
 _PAIRS = 4_000_000  # distances computed at a time
 _FOVI_PAIRS = 500_000_000  # fovi's own chunks: the matrix product of another size might round otherwise
 
@@ -33,7 +36,8 @@ class Points(NamedTuple):
     """A sensor as the search sees it, on the CPU.
 
     cartesian (N, 2); cortical (N, 2 or 3) or None; pad_cartesian, pad_cortical: what lies around it and counts as padding; valid_mask (N,)
-    bool or None: points that count as padding although they are candidates; wraps: whether the second cortical axis has period 1.
+    bool or None: points that count as padding although they are candidates; wraps: whether the second cortical axis has period 1;
+    manifold: name of the surface that cortical points with three coordinates lie on.
     """
 
     cartesian: Tensor
@@ -42,6 +46,7 @@ class Points(NamedTuple):
     pad_cortical: Tensor | None
     valid_mask: Tensor | None = None
     wraps: bool = False
+    manifold: str = "planar"
 
     @classmethod
     def of(cls, sensor: SensorGrid, ties: Ties) -> Points:
@@ -49,10 +54,17 @@ class Points(NamedTuple):
         if ties == "fovi" and not sensor.float32_recipe:
             sensor = sensor.replace(float32_recipe=True)
         g = sensor.exact
-        parts = [g.cartesian, g.cortical, g.pad_cartesian, g.pad_cortical]
-        if ties == "fovi":
-            parts = [None if part is None else part.float() for part in parts]
-        return cls(*parts, valid_mask=g.valid_mask, wraps=sensor.style == "logpolar")  # type: ignore[arg-type]
+        points = cls(
+            g.cartesian, g.cortical, g.pad_cartesian, g.pad_cortical, g.valid_mask, sensor.style.startswith("logpolar"), sensor.manifold
+        )  # fmt: skip
+        if ties != "fovi":
+            return points
+        return points._replace(
+            cartesian=g.cartesian.float(),
+            cortical=None if g.cortical is None else g.cortical.float(),
+            pad_cartesian=g.pad_cartesian.float(),
+            pad_cortical=None if g.pad_cortical is None else g.pad_cortical.float(),
+        )
 
     def candidates(self, space: Space) -> Tensor:
         """Coordinates that neighbours are searched by, padding last."""
@@ -122,7 +134,9 @@ def neighbour_table(
         out_coords: the sensor of outputs.
         k: neighbours per node, at least 1; at most as many as the input has points are taken.
         side: cells of the kernel per axis; default: ceil(sqrt(k)).
-        space: True: distances on the cortical surface (chords); False: in the visual field.
+        space: True: distances on the cortical surface (chords); False: in the visual field; "geodesic": the 4k nearest by chord, ranked by
+            their distance along the surface (planar manifold; the flat cortices of lattices as True). fovi ranks by distances on a
+            mesh, from the candidate nearest to the node.
         ties: see the module.
 
     Raises:
@@ -151,14 +165,38 @@ def nearest(source: Points, target: Points, k: int, space: Space = True, ties: T
         raise ShapeError(f"k: a node needs at least 1 neighbour, got {k}")
     count = len(source.cartesian)
     k = min(k, count)
+    if space not in {True, False, "geodesic"}:
+        raise ShapeError(f"sample_cortex: expected True, False or 'geodesic', got {space!r}")
     candidates, queries = source.candidates(space), target.candidates(space)[: len(target.cartesian)]
-    candidate, distance = (_search_as_fovi if ties == "fovi" else _search)(candidates, queries, k, space and source.wraps)
+    search = _search_as_fovi if ties == "fovi" else _search
+    along = space == "geodesic" and queries.shape[1] == 3  # a cortex of two axes is flat
+    candidate, distance = search(candidates, queries, min(4 * k, count) if along else k, bool(space) and source.wraps)
+    if along:
+        candidate, distance = _nearest_along(source, candidates, queries, candidate, k)
     padding = candidate >= count
     if source.valid_mask is not None:
         padding |= ~source.valid_mask[candidate.clamp(max=count - 1)]
     if target.valid_mask is not None:
         padding |= ~target.valid_mask[:, None]
     return Neighbours(candidate, distance, padding)
+
+
+def _nearest_along(source: Points, candidates: Tensor, queries: Tensor, candidate: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k of some candidates that are nearest along the surface."""
+    if source.manifold != "planar":
+        raise BackendError(
+            f"sample_cortex='geodesic': lengths along the surface are known for manifold='planar', this sensor has {source.manifold!r}; "
+            "pass sample_cortex=True, or a planar sensor"
+        )
+    chord = torch.linalg.vector_norm(candidates[candidate].double() - queries[:, None].double(), dim=2)
+    distance = torch.full_like(chord, torch.inf)
+    distance[:, :k] = planar_distances(candidates[candidate[:, :k]], queries[:, None])
+    # No length is below its chord, so most of the others cannot come in.
+    node, slot = torch.nonzero(chord[:, k:] <= distance[:, :k].amax(1, keepdim=True), as_tuple=True)
+    distance[node, slot + k] = planar_distances(candidates[candidate[node, slot + k]], queries[node])
+    rounded = (distance.view(torch.int64) + (1 << 31)) & -(1 << 32)
+    order = (rounded | candidate).sort(1).indices[:, :k]
+    return candidate.gather(1, order), distance.gather(1, order)
 
 
 def _search(candidates: Tensor, queries: Tensor, k: int, wraps: bool) -> tuple[Tensor, Tensor]:
@@ -225,21 +263,42 @@ def kernel_cells(source: Points, target: Points, found: Neighbours, side: int, s
     """
     if side < 1:
         raise ShapeError(f"side: the kernel needs at least 1 cell per axis, got {side}")
-    places = source.places()[found.candidate]
-    if not space:
-        laid = places
-    elif ties == "fovi":
-        laid = _laid_out_as_fovi(source, target, found, places)
-    else:
-        assert target.cortical is not None
-        distance = _chords(source, target, found.candidate)
-        offset = places - target.cartesian[:, None]
-        length = torch.linalg.vector_norm(offset, dim=2, keepdim=True)
-        to_the_right = offset.new_tensor([1.0, 0.0])  # the direction that atan2(0, 0) stands for
-        laid = distance[..., None] * torch.where(length > 0, offset / length.clamp_min(1e-300), to_the_right)
-    low, high = laid.amin(1, keepdim=True), laid.amax(1, keepdim=True)
     if ties == "fovi":
+        places = source.places()[found.candidate]
+        laid = _laid_out_as_fovi(source, target, found, places) if space else places
+        low, high = laid.amin(1, keepdim=True), laid.amax(1, keepdim=True)
         return _nearest_cell_as_fovi(2 * (laid - low) / (high - low + 1e-6) - 1, side)
+    module = kernels.native()
+    if module is None:
+        return cells_in_torch(source, target, found.candidate, side, bool(space))
+    candidate = found.candidate.contiguous()
+    cell = torch.empty(candidate.shape, dtype=torch.int32)
+    parts = [source.places(), target.cartesian]
+    if space:
+        parts += [source.candidates(space), target.candidates(space)]
+    given = [part.double().contiguous() for part in parts]
+    axes = given[2].shape[1] if space else 0
+    kernels.apply_num_threads()
+    module.knn_cells(
+        (len(given[0]), *candidate.shape, side, axes, source.wraps),
+        (given[0].data_ptr(), given[1].data_ptr(), given[2].data_ptr() if space else 0, given[3].data_ptr() if space else 0),
+        candidate.data_ptr(),
+        cell.data_ptr(),
+    )
+    return cell
+
+
+def cells_in_torch(source: Points, target: Points, candidate: Tensor, side: int, cortex: bool) -> Tensor:
+    """What the compiled function computes for `kernel_cells`."""
+    laid = source.places().double()[candidate]
+    if cortex:
+        distance = _chords(source, target, candidate)
+        offset = laid - target.cartesian.double()[:, None]
+        length = torch.linalg.vector_norm(offset, dim=2, keepdim=True)
+        # Where two points of the visual field coincide (the centre of a log-polar sensor), there is no direction but rounding's.
+        to_the_right = offset.new_tensor([1.0, 0.0])
+        laid = distance[..., None] * torch.where(length > _COINCIDE, offset / length.clamp_min(_COINCIDE), to_the_right)
+    low, high = laid.amin(1, keepdim=True), laid.amax(1, keepdim=True)
     # Half-way values fall to the lower cell: the 1e-6 shifts them a little to that side.
     steps = (laid - low) / (high - low + 1e-6) * (side - 1)
     cells = (steps - 0.5).ceil().clamp(0, side - 1).to(torch.int32)
@@ -249,10 +308,11 @@ def kernel_cells(source: Points, target: Points, found: Neighbours, side: int, s
 def _chords(source: Points, target: Points, candidate: Tensor) -> Tensor:
     """Distances on the cortex from nodes to their neighbours, the short way round."""
     assert target.cortical is not None
-    apart = (source.candidates(space=True)[candidate] - target.cortical[:, None]).abs()
+    apart = (source.candidates(space=True).double()[candidate] - target.cortical.double()[:, None]).abs()
     if source.wraps:
         apart[..., 1] = torch.minimum(apart[..., 1], 1 - apart[..., 1])
-    return torch.linalg.vector_norm(apart, dim=2)
+    length: Tensor = torch.linalg.vector_norm(apart, dim=2)
+    return length
 
 
 def _laid_out_as_fovi(source: Points, target: Points, found: Neighbours, places: Tensor) -> Tensor:

@@ -158,8 +158,9 @@ class FoviNetProbe(nn.Module):
         dropout: before the linear layer.
 
     >>> import torch
-    >>> FoviNetProbe(8, "mean", 3).eval()(torch.rand(2, 5, 8)).sum(1)
-    tensor([1.0000, 1.0000], grad_fn=<SumBackward1>)
+    >>> scores = FoviNetProbe(8, "mean", 3).eval()(torch.rand(2, 5, 8))
+    >>> scores.shape, bool((scores.sum(1) - 1).abs().max() < 1e-6)
+    (torch.Size([2, 3]), True)
     """
 
     def __init__(self, num_features: int, fix_agg: str, num_classes: int, dropout: float | None = None) -> None:

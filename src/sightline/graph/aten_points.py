@@ -12,7 +12,7 @@ from torch import Tensor
 from sightline.graph.aten_base import Call, Emitter, Value, aten
 from sightline.graph.ir import Node
 
-OPERATORS = frozenset({"sightline::knn_conv", "sightline::knn_max_pool", "sightline::knn_sum_pool"})
+OPERATORS = frozenset(f"sightline::knn_{name}" for name in ("conv", "depthwise", "max_pool", "sum_pool"))
 """Qualified names of the operators outside ATen that have canonical ops."""
 
 
@@ -32,6 +32,14 @@ def _knn_conv(e: Emitter, call: Call) -> Value:
     if bias is not None and not isinstance(bias, Tensor):
         return None
     return e.emit("knn_conv", [x], call.result, weight=weight, bias=bias, index=index, cell=cell)
+
+
+@aten("knn_depthwise")
+def _knn_depthwise(e: Emitter, call: Call) -> Value:
+    x, weight, index, cell = call["x"], call["weight"], _table(call["index"]), _table(call["cell"])
+    if not isinstance(x, Node) or index is None or cell is None or not isinstance(weight, Tensor):
+        return None
+    return e.emit("knn_depthwise", [x], call.result, weight=weight, index=index, cell=cell)
 
 
 @aten("knn_max_pool", "knn_sum_pool")

@@ -144,12 +144,16 @@ class Executor(ABC):
 def own(value: object, sources: Iterable[object]) -> object:
     """Copies whatever shares memory with the sources (a reshape of another map, say), so that it can be held on its own."""
     if isinstance(value, torch.Tensor):
-        storage = value.untyped_storage().data_ptr()
-        shared = any(isinstance(s, torch.Tensor) and s.untyped_storage().data_ptr() == storage for s in tensors_of(list(sources)))
-        return value.clone() if shared else value
+        return value.clone() if shares(value, sources) else value
     if isinstance(value, list | tuple):
         return [own(item, sources) for item in value]
     return value
+
+
+def shares(value: torch.Tensor, sources: Iterable[object]) -> bool:
+    """Whether a value shares memory with any of the sources."""
+    storage = value.untyped_storage().data_ptr()
+    return any(s.untyped_storage().data_ptr() == storage for s in tensors_of(list(sources)))
 
 
 def tensors_of(value: object) -> list[torch.Tensor]:

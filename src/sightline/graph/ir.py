@@ -31,6 +31,7 @@ Canonical ops and their attributes (everything not listed has none). Maps are `(
 ``knn_conv``       on points (n, c, N), after `simplify` maps of one row (n, c, 1, N): ``weight`` (o, c * cells), ``bias`` or None;
                    ``index`` (N_out, k), the points that each output point reads, -1 for none; ``cell`` (N_out, k), the part of the weight
                    that each of them meets. An output point that reads none is 0, bias included
+``knn_depthwise``  likewise, each channel for itself: ``weight`` (c, cells, g); output channel c * g + i reads channel c
 ``knn_pool``       likewise: ``index``; ``mode`` max | avg | sum; ``weight`` (N_out, k) or None (not with max). One that reads none is 0
 ``flatten``        (n, c, h, w) -> (n, c*h*w)
 ``softmax``        ``dim``

@@ -29,6 +29,8 @@ _ACTS = (
 _BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")  # enum Binary
 _SLACK = 64  # elements behind the last pixel of a storage, see csrc/isa.h
 _LARGEST = 2**31 - 1
+_RESHAPES = {"reshape", "view", "_unsafe_view", "unsqueeze", "squeeze"}  # targets that keep values in their order
+_VIEWS = _RESHAPES | {"permute", "transpose"}  # targets that only show values differently
 NOT_HELD = -1  # in place of a storage: a map that a later step computes as it goes
 
 
@@ -159,9 +161,12 @@ class _Lowering:
                     self.places[part] = (storage, channel, ld)
                 channel += width
 
-    @staticmethod
-    def _writes(step: Step) -> bool:
-        return step.head.op not in {"input", "constant", "slice", "flatten"}
+    def _writes(self, step: Step) -> bool:
+        """Whether a step fills memory of its own, so that it can as well be another's; slices of adjacent channels are views."""
+        a = step.head.attrs
+        if step.head.op == "slice":
+            return bool(a["dim"] != 1 or a.get("step", 1) != 1)
+        return step.head.op not in {"input", "constant", "flatten"} and not self._reshapes_vector(step)
 
     def _place(self, node: Node, size: tuple[int, int, int, int]) -> tuple[int, int, int]:
         if node not in self.places:
@@ -226,7 +231,7 @@ class _Lowering:
         emit = getattr(self, f"_emit_{head.op}", None)
         if emit is None and head.op in _BINARY:
             emit = self._emit_binary
-        if emit is None:
+        if emit is None or (head.op == "torch" and not self._reshapes_vector(step)):
             raise Unsupported("there is no native step for this op" if head.op != "torch" else f"unknown op {_target(head)}")
         for node in step.reads:
             if node not in self.out.flat:
@@ -297,12 +302,23 @@ class _Lowering:
         self.out.constants[storage] = content
 
     def _external(self, step: Step) -> None:
-        if _nhwc(step.output, self.captured) is None:
+        if _nhwc(step.output, self.captured) is None or self._is_view_for_torch(step):
             return
         native_id = self.program.add_external(self._tensor(step.output))
         assert native_id == self.steps
         self.steps += 1
         self.out.step_ids[step] = native_id
+
+    def _is_view_for_torch(self, step: Step) -> bool:
+        """Whether a step shows values in another order and torch steps alone read it: then it is left where it is."""
+        users = self.users[step.output]
+        return (
+            _target_name(step.head) in _VIEWS
+            and len(step.nodes) == 1
+            and bool(users)
+            and step.output not in self.plan.graph.outputs
+            and all(user.op == "torch" and not self._reshapes_vector(self.plan.by_output.get(user)) for user in users)
+        )
 
     def _segments(self) -> None:
         first = 0
@@ -385,6 +401,14 @@ class _Lowering:
         self.keep += [weight, bias, cell]
         cells = weight.shape[1] // channels
         native_id = self.program.add_knn(target, source, cols, _address(weight), _address(bias), weight.shape[0], cells, cell.ctypes.data)
+        self._done(step, native_id)
+
+    def _emit_knn_depthwise(self, step: Step) -> None:
+        a = step.head.attrs
+        target, source, _, cols, _ = self._window(step)
+        weight, cell = _floats(a["weight"].transpose(1, 2)), np.ascontiguousarray(a["cell"].cpu().numpy(), dtype=np.int32)
+        self.keep += [weight, cell]
+        native_id = self.program.add_knn_depthwise(target, source, cols, _address(weight), a["weight"].shape[1], cell.ctypes.data)
         self._done(step, native_id)
 
     # -- windows -----------------------------------------------------------------------------------------------------
@@ -470,6 +494,12 @@ class _Lowering:
         target = self._tensor(step.output)
         self._done(step, self.program.add_channel_norm(target, source, _address(scale), _address(shift), a["epsilon"]))
 
+    def _emit_softmax(self, step: Step) -> None:
+        if step.head.attrs["dim"] != 1:
+            raise Unsupported("a softmax over positions")
+        source = self._read(step.inputs[0])
+        self._done(step, self.program.add_softmax(self._tensor(step.output), source))
+
     def _emit_act(self, step: Step) -> None:
         self._check_act(step)
         source = self._read(step.inputs[0])
@@ -526,15 +556,31 @@ class _Lowering:
     def _emit_flatten(self, step: Step) -> None:
         node, source = step.head, step.inputs[0]
         base = self._read(source)
-        storage, offset, (n, h, w, c), ld = self.out.views[base]
+        _, h, w, _ = self.out.views[base][2]
         if h * w == 1:
-            tensor = self.program.add_tensor(storage, offset, n, 1, 1, c, ld, base)
-            self.out.tensors[node] = tensor
-            self.out.views[tensor] = (storage, offset, (n, 1, 1, c), ld)
-        elif node not in self.plan.graph.outputs and all(user.op == "linear" for user in self.users[node]):
+            return self._renamed(step, base)
+        if node not in self.plan.graph.outputs and all(user.op == "linear" for user in self.users[node]):
             self.out.flat[node] = source
         else:
             raise Unsupported("flattening a map changes its layout")
+        self.out.renamed[step] = "a view"
+        return None
+
+    def _reshapes_vector(self, step: Step | None) -> bool:
+        """Whether a step without a canonical op turns a vector (n, c) into a map of one position (n, c, 1, 1), or back."""
+        if step is None or _target_name(step.head) not in _RESHAPES or len(step.nodes) > 1 or len(step.inputs) != 1:
+            return False
+        size = _nhwc(step.head, self.captured)
+        return size is not None and size[1:3] == (1, 1) and _nhwc(step.inputs[0], self.captured) == size
+
+    def _emit_torch(self, step: Step) -> None:
+        self._renamed(step, self._read(step.inputs[0]))
+
+    def _renamed(self, step: Step, base: int) -> None:
+        storage, offset, size, ld = self.out.views[base]
+        tensor = self.program.add_tensor(storage, offset, *size, ld, base)
+        self.out.tensors[step.head] = tensor
+        self.out.views[tensor] = (storage, offset, size, ld)
         self.out.renamed[step] = "a view"
 
     def _emit_cat(self, step: Step) -> None:
@@ -616,6 +662,11 @@ class _Lowering:
                 runs = [v for c in range(channels) for v in (0, c * r * r + i * r + j, c, 1)]
                 self.program.add_gather_part(native_id, source, rows, cols, 1, 1, runs)
         self._done(step, native_id)
+
+
+def _target_name(node: Node) -> str:
+    """Of a `torch` node: reshape, permute ..., whoever captured it."""
+    return str(getattr(node.attrs.get("target"), "__name__", "")).split(".")[0] if node.op == "torch" else ""
 
 
 def _target(node: Node) -> str:

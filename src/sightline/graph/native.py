@@ -10,7 +10,8 @@ import torch
 
 from sightline import kernels
 from sightline.errors import BackendError, FrameError
-from sightline.graph.executor import Executor, own, run_chain, same, tensors_of
+from sightline.graph.arena import arena
+from sightline.graph.executor import Executor, own, run_chain, same, shares, tensors_of
 from sightline.graph.ir import Node
 from sightline.graph.lower import NOT_HELD, Lowered, Segment, lower
 from sightline.graph.outputs import Outputs
@@ -78,10 +79,8 @@ class NativeExecutor(Executor):
         module = kernels.native()
         assert module is not None
         program = lowered.program
-        self._storages = [
-            lowered.constants[i] if i in lowered.constants else torch.empty(int(size), dtype=lowered.dtype)
-            for i, size in enumerate(program.storages)
-        ]
+        sizes = [0 if i in lowered.constants else int(size) for i, size in enumerate(program.storages)]
+        self._storages = [lowered.constants.get(i, memory) for i, memory in enumerate(arena(sizes, lowered.dtype))]
         self._state = module.State(program, [s.data_ptr() for s in self._storages])
         self._state.set_norm(_NORMS[norm])
         self._state.set_filter(_FILTERS[noise])
@@ -95,6 +94,7 @@ class NativeExecutor(Executor):
                 self._views[step.head] = value.to(lowered.dtype) if isinstance(value, torch.Tensor) and value.dtype == captured else value
         self._opaque: dict[Node, object] = {}
         self._opaque_changed: set[Node] = set()
+        self._opaque_views: set[Node] = set()  # those that share memory with what they read
         self._opaque_ran: set[Step] = set()
         self._opaque_needless: set[Step] = set()
         self._opaque_stale: set[Step] = set()
@@ -169,15 +169,24 @@ class NativeExecutor(Executor):
                 state.skip_external(native_id)
             return
         self._opaque_ran.add(step)
-        value = run_chain(step.nodes, self._read)
         node = step.output
+        if node in self._opaque_views and len(step.reads) == 1 and (step.reads[0] in self._views or step.reads[0] in self._opaque_views):
+            self._opaque_changed.add(node)  # still what it reads, which lies where it lay
+            return
+        value = run_chain(step.nodes, self._read)
         if native_id >= 0:
             result = value.to(torch.float32)
             n, c, h, w = result.stride() if result.dim() == 4 else (result.stride(0), result.stride(1), 0, 0)
             state.publish_external(native_id, result.data_ptr(), n, c, h, w)
             return
-        if not same(self._opaque.get(node), value):
-            self._opaque[node] = own(value, [self._read(source) for source in step.reads])
+        sources = [self._read(source) for source in step.reads]
+        if isinstance(value, torch.Tensor) and shares(value, sources):  # it is what it reads, seen otherwise: nothing to hold or compare
+            self._opaque[node] = value
+            self._opaque_views.add(node)
+            self._opaque_changed.add(node)
+        elif not same(self._opaque.get(node), value):
+            self._opaque[node] = own(value, sources)
+            self._opaque_views.discard(node)
             self._opaque_changed.add(node)
 
     def _wants_opaque(self, step: Step, inputs_changed: bool) -> bool:
@@ -235,6 +244,7 @@ class NativeExecutor(Executor):
     def reset(self) -> None:
         self._state.reset()
         self._opaque.clear()
+        self._opaque_views.clear()
         self._opaque_stale.clear()
 
     def value(self, node: Node) -> object:
@@ -336,7 +346,8 @@ class NativeExecutor(Executor):
                 seen.add(storage)
                 table[node.name] = self._storages[storage].nbytes
         for node, value in self._opaque.items():
-            table[node.name] = sum(t.nbytes for t in tensors_of(value))
+            if node not in self._opaque_views:
+                table[node.name] = sum(t.nbytes for t in tensors_of(value))
         if any(outputs.nbytes for outputs in self._outputs.values()):
             table["returned outputs"] = sum(outputs.nbytes for outputs in self._outputs.values())
         table["masks and scratch"] = int(self._state.bytes)

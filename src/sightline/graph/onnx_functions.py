@@ -270,12 +270,12 @@ def local_response_norm(x: Tensor, size: int, alpha: float, beta: float, bias: f
 
 def softmax_flat(x: Tensor, axis: int) -> Tensor:
     """Softmax over all axes from ``axis`` on together (ONNX before opset 13)."""
-    return torch.softmax(x.flatten(axis), dim=axis).view(x.shape)
+    return torch.softmax(x.flatten(axis), dim=axis).reshape(x.shape)
 
 
 def log_softmax(x: Tensor, axis: int, flat: bool) -> Tensor:
     """Logarithm of the softmax along ``axis``, or over all axes from it on if ``flat``."""
-    return torch.log_softmax(x.flatten(axis), dim=axis).view(x.shape) if flat else torch.log_softmax(x, dim=axis)
+    return torch.log_softmax(x.flatten(axis), dim=axis).reshape(x.shape) if flat else torch.log_softmax(x, dim=axis)
 
 
 def reduce(kind: str, x: Tensor, axes: tuple[int, ...], keepdim: bool) -> Tensor:
@@ -327,7 +327,7 @@ def reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def permute(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Reorder the axes."""
-    return x.permute(axes).contiguous()
+    return x.permute(axes)
 
 
 def concat(parts: Sequence[Tensor], axis: int) -> Tensor:

@@ -240,7 +240,7 @@ def _vector_reads(node: Node, operand: int) -> Footprint | None:
 
 
 def on_points(node: Node, x: Tensor, index: Tensor, cell: Tensor | None, weight: Tensor | None) -> Tensor:
-    """A ``knn_conv`` or ``knn_pool`` with other tables, at some of its output points, say.
+    """A ``knn_conv``, ``knn_depthwise`` or ``knn_pool`` with other tables, at some of its output points, say.
 
     Args:
         node: the layer.
@@ -255,7 +255,10 @@ def on_points(node: Node, x: Tensor, index: Tensor, cell: Tensor | None, weight:
     index = index.to(x.device)
     ops, mode = torch.ops.sightline, node.attrs.get("mode")
     result: Tensor
-    if cell is not None:
+    if node.op == "knn_depthwise":
+        assert cell is not None
+        result = ops.knn_depthwise(x, _cast(node.attrs["weight"], x), index, cell.to(x.device))
+    elif cell is not None:
         result = ops.knn_conv(x, _cast(node.attrs["weight"], x), _cast(node.attrs["bias"], x), index, cell.to(x.device))
     elif mode == "max":
         result = ops.knn_max_pool(x, index)
@@ -480,7 +483,7 @@ def _conv_macs(node: Node) -> int:
 def _knn_macs(node: Node) -> int:
     """Of the neighbours that there are: padding costs nothing."""
     shape, source = node.shape or (0, 0), node.inputs[0].shape or (0, 0)
-    return int((node.attrs["index"] >= 0).sum()) * shape[0] * shape[1] * source[1]
+    return int((node.attrs["index"] >= 0).sum()) * shape[0] * shape[1] * (source[1] if node.op == "knn_conv" else 1)
 
 
 def _linear_macs(node: Node) -> int:
@@ -530,6 +533,7 @@ RULES: dict[str, Rule] = {
     "flatten": Rule("global", lambda _, x: x[0].flatten(1), reads=_everything),
     "linear": Rule("global", _run_linear, _linear_macs, _vector_reads),
     "knn_conv": Rule("window", _run_points, _knn_macs, _points_reads),
+    "knn_depthwise": Rule("window", _run_points, _knn_macs, _points_reads),
     "knn_pool": Rule("window", _run_points, reads=_points_reads),
     "softmax": Rule("global", lambda node, x: torch.softmax(x[0], node.attrs["dim"]), reads=_softmax_reads),
     "torch": Rule("opaque", _run_torch, _torch_macs),

@@ -231,7 +231,7 @@ class TorchExecutor(Executor):
     @staticmethod
     def _gathers(step: Step, sites: torch.Tensor) -> bool:
         head = step.head
-        if head.op not in {"knn_conv", "knn_pool"} and (head.op != "conv2d" or head.attrs["groups"] != 1):
+        if head.op not in {"knn_conv", "knn_depthwise", "knn_pool"} and (head.op != "conv2d" or head.attrs["groups"] != 1):
             return False
         return float(sites.sum()) < GATHER_BELOW * sites.numel()
 
@@ -253,7 +253,7 @@ class TorchExecutor(Executor):
         image, point = index[:, :1], index[:, 2].to(head.attrs["index"].device)
         table = head.attrs["index"][point].to(x.device)
         table = torch.where(table < 0, -1, table + image * x.shape[3]).to(torch.int32)
-        cell = head.attrs["cell"][point] if head.op == "knn_conv" else None
+        cell = None if head.op == "knn_pool" else head.attrs["cell"][point]
         weight = head.attrs["weight"] if head.op == "knn_pool" else None
         joined = x.transpose(0, 1).reshape(1, x.shape[1], -1)
         return rules.on_points(head, joined, table, cell, None if weight is None else weight[point])[0].T

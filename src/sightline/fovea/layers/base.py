@@ -39,8 +39,8 @@ class KNNLayer(nn.Module):
             raise ShapeError(f"k: a node needs at least 1 neighbour, got {k}")
         if ties not in {"stable", "fovi"}:
             raise ShapeError(f"ties: expected 'stable' or 'fovi', got {ties!r}")
-        if sample_cortex not in {True, False}:
-            raise ShapeError(f"sample_cortex: expected True or False, got {sample_cortex!r}")
+        if sample_cortex not in {True, False, "geodesic"}:
+            raise ShapeError(f"sample_cortex: expected True, False or 'geodesic', got {sample_cortex!r}")
         self.in_coords, self.out_coords = in_coords, out_coords
         self.k_asked, self.k = k, min(k, len(in_coords))
         self.sample_cortex, self.ties = sample_cortex, ties

@@ -29,7 +29,7 @@ class KNNConv(KNNLayer):
         in_coords, out_coords: the sensors that inputs and outputs lie on.
         side: cells of the kernel per axis; default ceil(sqrt(k)). Twice that aligns neighbours more finely at the same cost.
         bias: add a learned value per channel.
-        sample_cortex: True: neighbours by distance on the cortical surface; False: in the visual field.
+        sample_cortex: True: neighbours by distance on the cortical surface; False: in the visual field; "geodesic": along the surface.
         ties: "stable", or "fovi" for checkpoints trained by fovi (see `sightline.fovea.neighbours`).
         device, dtype: of the parameters.
 
@@ -94,7 +94,8 @@ class KNNConv(KNNLayer):
         """(B, in_channels, N_in) to (B, out_channels, N_out)."""
         self._check_input(x, self.in_channels)
         x, weight, bias = cast_alike(x, self.weight, self.bias)
-        return knn_conv(x, weight, bias, self.index, self.cell)
+        y: Tensor = knn_conv(x, weight, bias, self.index, self.cell)
+        return y
 
     @torch.no_grad()
     def load_conv_weights(self, conv: nn.Conv2d | nn.Conv3d, **options: Any) -> None:

@@ -90,10 +90,9 @@ def _check_conv(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, c
 def knn_conv(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor, cell: Tensor) -> Tensor:
     """y[b, o, n] = bias[o] + sum over c, j of x[b, c, index[n, j]] * weight[o, c * V + cell[n, j]]; nodes without inputs are zero."""
     _check_conv(x, weight, bias, index, cell)
-    if native.usable(x, weight):
-        return as_map(native.conv(node_major(x), weight, bias, index, cell))
-    wide = _wide(x, weight, bias)
-    return as_map(gathered.conv(node_major(wide[0]), wide[1], wide[2], index, cell).to(x.dtype))
+    rows, kernel, shift = _wide(node_major(x), weight, bias)
+    run = native.conv if native.usable(rows) else gathered.conv
+    return as_map(run(rows, kernel, shift, index, cell).to(x.dtype))
 
 
 @knn_conv.register_fake
@@ -115,11 +114,9 @@ def knn_conv_backward(
     _check_conv(x, weight, None, index, cell)
     _check_same("grad", grad, x, (x.shape[0], weight.shape[0], index.shape[0]))
     wanted = (want_x, want_weight, want_bias)
-    if native.usable(grad, x, weight):
-        gx, gw, gb = native.conv_backward(node_major(grad), node_major(x), weight, index, cell, wanted)
-    else:
-        wide = _wide(grad, x, weight)
-        gx, gw, gb = gathered.conv_backward(node_major(wide[0]), node_major(wide[1]), wide[2], index, cell, wanted)
+    back, rows, kernel = _wide(node_major(grad), node_major(x), weight)
+    run = native.conv_backward if native.usable(rows) else gathered.conv_backward
+    gx, gw, gb = run(back, rows, kernel, index, cell, wanted)
     return (
         x.new_empty(0) if gx is None else as_map(gx.to(x.dtype)),
         x.new_empty(0) if gw is None else gw.to(x.dtype),
@@ -133,7 +130,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     del grad, index, cell
     return (
-        _new_map(x, *x.shape) if want_x else x.new_empty(0),
+        _new_map(x, x.shape[0], x.shape[1], x.shape[2]) if want_x else x.new_empty(0),
         x.new_empty(weight.shape) if want_weight else x.new_empty(0),
         x.new_empty(weight.shape[0]) if want_bias else x.new_empty(0),
     )
@@ -236,7 +233,10 @@ def knn_depthwise_backward(
 @knn_depthwise_backward.register_fake
 def _(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, cell: Tensor, want_x: bool, want_weight: bool) -> tuple[Tensor, Tensor]:
     del grad, index, cell
-    return (_new_map(x, *x.shape) if want_x else x.new_empty(0), x.new_empty(weight.shape) if want_weight else x.new_empty(0))
+    return (
+        _new_map(x, x.shape[0], x.shape[1], x.shape[2]) if want_x else x.new_empty(0),
+        x.new_empty(weight.shape) if want_weight else x.new_empty(0),
+    )
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -294,9 +294,8 @@ def _shares(index: Tensor, weights: Tensor | None, mean: bool, dtype: torch.dtyp
 def knn_max_pool(x: Tensor, index: Tensor) -> Tensor:
     """Maxima of neighbours; NaN wins, padding does not take part, nodes without inputs are zero."""
     _check_pool(x, index)
-    if native.usable(x):
-        return as_map(native.max_pool(node_major(x), index))
-    return as_map(gathered.max_pool(node_major(x), index)[0])
+    (rows,) = _wide(node_major(x))
+    return as_map((native.max_pool(rows, index) if native.usable(rows) else gathered.max_pool(rows, index)[0]).to(x.dtype))
 
 
 @torch.library.custom_op("sightline::knn_max_pool_backward", mutates_args=(), schema="(Tensor grad, Tensor x, Tensor index) -> Tensor")
@@ -304,9 +303,9 @@ def knn_max_pool_backward(grad: Tensor, x: Tensor, index: Tensor) -> Tensor:
     """Gradient with respect to x: each node's goes to the first neighbour that holds its maximum."""
     _check_pool(x, index)
     _check_same("grad", grad, x, (*x.shape[:2], index.shape[0]))
-    if native.usable(grad, x):
-        return as_map(native.max_pool_backward(node_major(grad), node_major(x), index))
-    return as_map(gathered.max_pool_backward(node_major(*_wide(grad)), node_major(x), index).to(x.dtype))
+    back, rows = _wide(node_major(grad), node_major(x))
+    run = native.max_pool_backward if native.usable(rows) else gathered.max_pool_backward
+    return as_map(run(back, rows, index).to(x.dtype))
 
 
 @torch.library.custom_op("sightline::knn_max_pool_pick", mutates_args=(), schema="(Tensor values, Tensor x, Tensor index) -> Tensor")
@@ -323,11 +322,9 @@ def knn_max_pool_pick(values: Tensor, x: Tensor, index: Tensor) -> Tensor:
 def knn_sum_pool(x: Tensor, index: Tensor, weights: Tensor | None, mean: bool) -> Tensor:
     """Sums of neighbours, times `weights` (N_out, k) if given, divided by their number if `mean`; padding does not take part."""
     _check_pool(x, index, weights)
-    rows = node_major(x)
-    if native.usable(x):
-        return as_map(native.sum_pool(rows, index, _shares(index, weights, mean, x.dtype)))
-    (wide,) = _wide(rows)
-    return as_map(gathered.sum_pool(wide, index, _shares(index, weights, mean, wide.dtype)).to(x.dtype))
+    (rows,) = _wide(node_major(x))
+    run = native.sum_pool if native.usable(rows) else gathered.sum_pool
+    return as_map(run(rows, index, _shares(index, weights, mean, rows.dtype)).to(x.dtype))
 
 
 @torch.library.custom_op(
@@ -338,40 +335,38 @@ def knn_sum_pool(x: Tensor, index: Tensor, weights: Tensor | None, mean: bool) -
 def knn_sum_pool_backward(grad: Tensor, index: Tensor, weights: Tensor | None, mean: bool, nodes: int) -> Tensor:
     """Gradient with respect to an input of `nodes` nodes."""
     _check_pool(grad, index, weights)
-    rows = node_major(grad)
-    if native.usable(grad):
-        return as_map(native.sum_pool_backward(rows, index, _shares(index, weights, mean, grad.dtype), nodes))
-    (wide,) = _wide(rows)
-    return as_map(gathered.sum_pool_backward(wide, index, _shares(index, weights, mean, wide.dtype), nodes).to(grad.dtype))
+    (rows,) = _wide(node_major(grad))
+    run = native.sum_pool_backward if native.usable(rows) else gathered.sum_pool_backward
+    return as_map(run(rows, index, _shares(index, weights, mean, rows.dtype), nodes).to(grad.dtype))
 
 
 @knn_max_pool.register_fake
 def _(x: Tensor, index: Tensor) -> Tensor:
-    return _new_map(x, *x.shape[:2], index.shape[0])
+    return _new_map(x, x.shape[0], x.shape[1], index.shape[0])
 
 
 @knn_max_pool_backward.register_fake
 def _(grad: Tensor, x: Tensor, index: Tensor) -> Tensor:
     del grad, index
-    return _new_map(x, *x.shape)
+    return _new_map(x, x.shape[0], x.shape[1], x.shape[2])
 
 
 @knn_max_pool_pick.register_fake
 def _(values: Tensor, x: Tensor, index: Tensor) -> Tensor:
     del values
-    return _new_map(x, *x.shape[:2], index.shape[0])
+    return _new_map(x, x.shape[0], x.shape[1], index.shape[0])
 
 
 @knn_sum_pool.register_fake
 def _(x: Tensor, index: Tensor, weights: Tensor | None, mean: bool) -> Tensor:
     del weights, mean
-    return _new_map(x, *x.shape[:2], index.shape[0])
+    return _new_map(x, x.shape[0], x.shape[1], index.shape[0])
 
 
 @knn_sum_pool_backward.register_fake
 def _(grad: Tensor, index: Tensor, weights: Tensor | None, mean: bool, nodes: Any) -> Tensor:
     del index, weights, mean
-    return _new_map(grad, *grad.shape[:2], nodes)
+    return _new_map(grad, grad.shape[0], grad.shape[1], nodes)
 
 
 def _max_gradient(ctx: Any, grad: Tensor) -> tuple[Any, ...]:

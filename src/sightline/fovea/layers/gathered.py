@@ -150,7 +150,7 @@ def _rows(x: Tensor, source: Tensor) -> Tensor:
 
 
 def max_pool(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Maxima of neighbours and the slots that hold them first, (N_out, B, C) each; NaN wins (the last one); nodes without inputs are zero."""
+    """Maxima of neighbours and the slots that hold them first, (N_out, B, C) each; NaN wins; without inputs: zero."""
     out = x.new_full((len(index), *x.shape[1:]), -torch.inf)
     best = torch.zeros(out.shape, dtype=torch.int64, device=x.device)
     for slot in range(index.shape[1]):

@@ -16,12 +16,10 @@ from sightline import kernels
 _MOST = 2**31 - 1  # rows, which C++ counts in 32 bits
 
 
-def usable(*maps: Tensor) -> bool:
-    """Whether these tensors can go to the compiled kernels."""
+def usable(rows: Tensor) -> bool:
+    """Whether such node-major rows (N, B, C), and weights of their type, can go to the compiled kernels."""
     return (
-        all(m.dtype == torch.float32 and m.device.type == "cpu" and m.layout == torch.strided for m in maps)
-        and all(m.dim() != 3 or m.shape[0] * m.shape[2] < _MOST for m in maps)
-        and kernels.native() is not None
+        rows.dtype == torch.float32 and rows.device.type == "cpu" and rows.shape[0] * rows.shape[1] < _MOST and kernels.native() is not None
     )
 
 

@@ -70,8 +70,10 @@ class KNNPool(KNNLayer):
         """(B, C, N_in) to (B, C, N_out)."""
         self._check_input(x)
         if self.mode == "max":
-            return knn_max_pool(x, self.index)
-        return knn_sum_pool(x, self.index, self.weights, self.mode == "avg")
+            pooled: Tensor = knn_max_pool(x, self.index)
+        else:
+            pooled = knn_sum_pool(x, self.index, self.weights, self.mode == "avg")
+        return pooled
 
     def extra_repr(self) -> str:
         """What the layer is, in one line."""

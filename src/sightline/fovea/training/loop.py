@@ -261,7 +261,9 @@ class Trainer:
         """Means over the images of all processes."""
         if self.fabric.world_size > 1:
             names = sorted(self.sums)
-            total = self.fabric.all_reduce(torch.tensor([self.sums[name] for name in names], dtype=torch.float64), reduce_op="sum")
+            total = self.fabric.all_reduce(
+                torch.tensor([self.sums[name] for name in names], dtype=torch.float64, device=self.fabric.device), reduce_op="sum"
+            )
             self.sums = dict(zip(names, total.tolist(), strict=True))
         return self._means()
 
@@ -289,7 +291,7 @@ class Trainer:
     def _over_processes(self, mine: Evaluation) -> Evaluation:
         counts = list(mine.top1)
         sums = [[table[count] * mine.images for count in counts] for table in (mine.top1, mine.top5, mine.loss)]
-        flat = torch.tensor([*sums[0], *sums[1], *sums[2], mine.images], dtype=torch.float64)
+        flat = torch.tensor([*sums[0], *sums[1], *sums[2], mine.images], dtype=torch.float64, device=self.fabric.device)
         total = self.fabric.all_reduce(flat, reduce_op="sum").tolist()
         images = total.pop()
         tables = [dict(zip(counts, (value / images for value in total[i * len(counts) :]), strict=False)) for i in range(3)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from typing import Any
 
@@ -27,13 +28,11 @@ def make_fabric(config: Section) -> Any:
     precision = {"bfloat16": "bf16-mixed", "float16": "16-mixed", "float32": "32-true"}[section.amp_dtype] if section.use_amp else "32-true"
     if precision == "16-mixed" and (section.accelerator == "cpu" or not torch.cuda.is_available()):
         raise ConfigError("training.amp_dtype=float16 needs a GPU: take bfloat16")
-    return fabric.Fabric(
-        accelerator=section.accelerator,
-        devices=section.devices,
-        num_nodes=section.num_nodes,
-        strategy=section.strategy,
-        precision=precision,
-    )
+    devices, nodes = section.devices, section.num_nodes
+    if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    return fabric.Fabric(accelerator=section.accelerator, devices=devices, num_nodes=nodes, strategy=section.strategy, precision=precision)
 
 
 def seed_everything(seed: int) -> None:

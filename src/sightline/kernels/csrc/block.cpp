@@ -252,19 +252,21 @@ void State::block_depthwise(const Block& b, const Site* list, int n, int place, 
                          : b.first ? raw(w.ring) + ((int64_t)(ry[j] % b.ring_rows) * b.ring_width - c0) * ld
                                    : image_map + (int64_t)ry[j] * tin.w * ld;
   const int ldr = b.middle_ld;
-  float* rows = w.row_space((size_t)n * ldr + 64);
+  float* rows = publishes_pixels(pub) ? nullptr : w.row_space((size_t)n * ldr + 64);
   grow(w.flags, (size_t)n);
   grow(w.places, (size_t)n);
   if (!ends)
     for (int i = 0; i < n; ++i) w.places[(size_t)i] = Site{place + i, 0, 0};
   const Site* places = ends ? list : w.places.data();
   uint8_t* flags = w.flags.data();
-  depthwise_row(s, list, n, places, pitch, pub, rows, ldr, flags, w);
-  if (!publishes_at_once(pub)) {
+  const int64_t line = (int64_t)tin.w * ld;
+  const int64_t ahead = !b.first && line * tin.h * tin.n >= kFetched ? ay.stride * line : 0;
+  depthwise_row(s, list, n, places, pitch, pub, rows, ldr, flags, w, ahead);
+  if (!publishes_pixels(pub)) {
     if (ends) return finish(b.step, pub, rows, ldr, list, n, flags);
     program->k->publish(pub, rows, ldr, places, n, flags);
   } else if (ends) {
-    mark_changed(b.step, list, n, flags);
+    mark_changed(b.step, pub, list, n, flags);
   }
 }
 

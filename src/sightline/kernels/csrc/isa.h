@@ -52,13 +52,15 @@ static inline bool finishes_in_registers(const Publish& p) {
 }
 // Whether they may be published there too: a site's fate does not depend on all of its channels at once.
 static inline bool publishes_at_once(const Publish& p) { return finishes_in_registers(p) && p.mode != kWithin; }
+// The same for kernels that work pixel by pixel, which know slopes too.
+static inline bool publishes_pixels(const Publish& p) { return publishes_at_once(p) || (p.act == kPrelu && !p.residual && p.mode != kWithin); }
 
 // One block of output channels ("panel") of a convolution over some pixels.
 struct ConvTile {
   const Raw* const* taps;    // [pixels][ntaps], each points at `shift + run` readable elements
   int64_t shift;             // added to every tap: first input channel of the group
   int pixels, ntaps, run;
-  int vectors;               // width of the panel in vectors
+  int vectors;               // width of the panel in vectors; 0: half a vector (where there are `half_panels`)
   const float* weights;      // [ntaps * run][vectors * lanes]; for bfloat16 [ntaps * pairs of run][vectors * lanes][2], see `pairs`
   const float* bias;         // [vectors * lanes]
   float* out;                // [pixels][ldo], unless published at once
@@ -76,6 +78,37 @@ struct DepthwiseRun {
   const float* bias;         // [cpad]
   float* out;                // [count][ldo]
   int ldo, c;
+  int64_t ahead = 0;         // bytes to the rows that the next run below will be the first to read, to be fetched now; 0: none
+  int behind = 0;            // rows of the window that the runs above have read
+};
+
+// `count` horizontally adjacent outputs of a convolution from few channels to few: several pixels share a vector. Their windows lie
+// inside the map, pixels of both maps lie side by side, and W / cout windows fit into two vectors.
+struct NarrowRun {
+  const Raw* const* rows;  // [kh] first element of the first window; null outside the map
+  int count, kh, run, pitch;  // run: elements of a window's row; pitch: from window to window
+  const float* weights;    // [kh * run][W]: those of all outputs, again and again for each pixel
+  const float* bias;       // [W], likewise
+};
+
+// The same for bilinear resampling; tables by output element of a row: where its two inputs lie in an input row, and their weights.
+struct NarrowUpsample {
+  const Raw *upper, *lower;  // input rows
+  float y0, y1;              // their weights
+  const int32_t *left, *right;
+  const float *x0, *x1;
+  int count, c;
+};
+
+// PixelTask that a kernel computes, and where they go: into rows, or, where rows is null, published at once (`publishes_pixels`).
+// flags[i] = 1 where site i changed, else 0; under kAlways they are left alone, since all change.
+struct PixelTask {
+  const Publish* publish;
+  const Site* sites;
+  int count;
+  uint8_t* flags;
+  float* rows;
+  int ldr;
 };
 
 struct Kernels {
@@ -84,24 +117,36 @@ struct Kernels {
   bool emulated;      // bfloat16 products without instructions for them
   int lanes;
   int max_pixels[5];  // register block height for panels of 1..4 vectors (index 0 unused)
+  bool half_panels;   // panels of half a vector exist
   void (*conv)(const ConvTile&);
-  // The same, finished in registers (`finishes_in_registers`). Published there where possible: flags[i] is set where site i changed in
-  // this panel. Under kWithin the finished rows and their squared distances are kept, and `commit` decides once all panels are there.
+  // The same, finished in registers (`finishes_in_registers`). Published there where possible: under kExact flags[i] is set where site i
+  // changed in this panel. Under kWithin the finished rows and their squared distances are kept, and `commit` decides once all panels
+  // are there.
   void (*conv_publish)(const ConvTile&, const Publish&, const Site* sites, uint8_t* flags);
   // sums[panel * stride + i], added in the order of the panels, so that the decision does not depend on who computed them.
   void (*commit)(const Publish&, const float* rows, int ldr, const float* sums, int64_t stride, int panels, const Site* sites,
                  int pixels, uint8_t* flags);
-  // Runs are supported for these kernels; `depthwise_run` returns false otherwise.
-  bool (*depthwise_run)(int kh, int kw, const DepthwiseRun&);
-  // The same, published at once; `index` is that of the run's first site. flags[i] = 1 where site i changed, else 0.
-  bool (*depthwise_publish)(int kh, int kw, const DepthwiseRun&, const Publish&, int64_t index, uint8_t* flags);
-  void (*depthwise_pixel)(const Raw* const* taps, int ntaps, const float* weights, int cpad, const float* bias, float* out, int c);
-  void (*max_pixel)(const Raw* const* taps, int ntaps, float* out, int c);
-  // out = sum_i wy[i] * sum_j wx[j] * taps[i * nx + j]  / divisor
-  void (*weighted_pixel)(const Raw* const* taps, int ny, int nx, const float* wy, const float* wx, float divisor, float* out, int c);
-  void (*copy_pixel)(const Raw* x, float* out, int c);  // writes whole vectors
-  void (*affine_pixel)(const Raw* x, const float* scale, const float* shift, float* out, int c);
-  void (*binary_pixel)(int op, const Raw* a, const Raw* b, float* out, int c);
+  // Runs are supported for some kernels and strides.
+  bool (*depthwise_runs)(int kh, int kw, int stride);
+  void (*depthwise_run)(int kh, int kw, const DepthwiseRun&);
+  // The same, published at once; `index` is that of the run's first site. Flags as in PixelTask.
+  void (*depthwise_publish)(int kh, int kw, const DepthwiseRun&, const Publish&, int64_t index, uint8_t* flags);
+  // taps: [pixels][ntaps]
+  void (*depthwise)(const Raw* const* taps, int ntaps, const float* weights, int cpad, const float* bias, const PixelTask&);
+  // Published at once, without additions; null where there is no such kernel. Flags as in PixelTask.
+  void (*conv_narrow)(const NarrowRun&, const Publish&, int64_t index, uint8_t* flags);
+  void (*upsample_narrow)(const NarrowUpsample&, const Publish&, int64_t index, uint8_t* flags);
+  void (*max_pool)(const Raw* const* taps, int ntaps, const PixelTask&);  // taps: [pixels][ntaps], all inside the map
+  // sum_i wy[y * ny + i] * sum_j wx[x * nx + j] * taps[i * nx + j], divided by `divisor`, or by div_y[y] * div_x[x] if that is 0
+  void (*weighted)(const Raw* const* taps, int ny, int nx, const float* wy, const float* wx, const float* div_y, const float* div_x,
+                   float divisor, const PixelTask&);
+  // Channels of other pixels, picked as picks[i] says, or all in their order if picks is null. from[i] null: `fill`. A list of picks
+  // holds, for each vector of channels, where two stretches of W channels begin, and W lanes (0 to 2 W - 1) to take out of them; if the
+  // first is -1, the lanes are channels.
+  void (*gather)(const Raw* const* from, const int32_t* const* picks, float fill, const PixelTask&);
+  void (*affine)(const Raw* const* from, const float* scale, const float* shift, const PixelTask&);
+  void (*binary)(int op, const Raw* const* a, const Raw* const* b, const PixelTask&);
+  void (*softmax)(const Raw* const* from, const PixelTask&);  // over the channels of each pixel, into rows
   void (*sum_row)(const Raw* x, int pixels, int ld, float* out, int c);
   // Finishes and publishes `pixels` rows; changed[i] = 1 where the site changed, else 0. Returns how many changed.
   int (*publish)(const Publish&, float* rows, int ldr, const Site* sites, int pixels, uint8_t* changed);

@@ -45,6 +45,17 @@ alignas(32) const int32_t kTail[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 
 SL_INLINE __m256i tail_mask(int n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kTail + 8 - n)); }
 #endif
 
+// a * b + c, rounded once where there is an instruction for it; said in so many words where a compiler could choose which product to fuse.
+SL_INLINE VF multiply_add(VF a, VF b, VF c) {
+#if defined(__AVX512F__)
+  return (VF)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+  return (VF)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
 // The first n lanes, 0 < n <= W; memory behind them stays as it is.
 SL_INLINE void store_tail(float* p, VF v, int n) {
 #if defined(__AVX512F__)

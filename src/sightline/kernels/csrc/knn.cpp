@@ -25,21 +25,16 @@ int narrowest_waste(const KnnKernels& k, int cout) {
   return best;
 }
 
-void conv_by_node(const KnnWeights& w, const KnnTable& table, int batch, const KnnMap& x, const KnnMap& out) {
+// One panel of output channels, whose weights are in the order of use.
+void panel_by_node(const KnnWeights& w, const KnnTable& table, int batch, const KnnMap& x, const KnnMap& out, int panel, const float* weights) {
   const KnnShape& s = w.shape;
-  KnnFloats own;
-  const float* packed = w.packed;
-  if (!packed) own = knn_pack(w), packed = own.get();
   constexpr int kNodes = 16;
-  const int blocks = (table.nodes + kNodes - 1) / kNodes, most = w.k->most_rows[s.vectors];
-  const int64_t work = (int64_t)table.nodes * table.k * s.cin * s.cout * batch;
-  knn_items(s.panels * blocks, work, [&](int item) {
-    const int panel = item / blocks, first = item % blocks * kNodes, valid = s.valid(panel);
-    const float* weights = packed + (size_t)panel * s.panel_floats();
-    const float* bias = w.bias ? w.bias + panel * s.width : nullptr;
+  const int most = w.k->most_rows[s.vectors], valid = s.valid(panel);
+  const float* bias = w.bias ? w.bias + panel * s.width : nullptr;
+  knn_items((table.nodes + kNodes - 1) / kNodes, (int64_t)table.nodes * table.k * s.cin * s.width * batch, [&](int item) {
     std::vector<const float*> xs((size_t)table.k), ws((size_t)table.k);
     alignas(64) float rows[kMostRows * 64];
-    for (int n = first; n < std::min(first + kNodes, table.nodes); ++n) {
+    for (int n = item * kNodes; n < std::min((item + 1) * kNodes, table.nodes); ++n) {
       const int32_t *index = table.index + (int64_t)n * table.k, *cell = table.cell + (int64_t)n * table.k;
       int taps = 0;
       for (int j = 0; j < table.k; ++j) {
@@ -62,6 +57,14 @@ void conv_by_node(const KnnWeights& w, const KnnTable& table, int batch, const K
       }
     }
   });
+}
+
+void conv_by_node(const KnnWeights& w, const KnnTable& table, int batch, const KnnMap& x, const KnnMap& out) {
+  const KnnFloats own = w.packed ? KnnFloats() : knn_floats(w.shape.panel_floats());
+  for (int panel = 0; panel < w.shape.panels; ++panel) {
+    if (own) knn_pack_part(w, panel, 0, w.shape.cin, 0, w.shape.cells, own.get());
+    panel_by_node(w, table, batch, x, out, panel, own ? own.get() : w.packed + (size_t)panel * w.shape.panel_floats());
+  }
 }
 
 void conv_by_cell(const KnnWeights& w, const KnnTable& table, int batch, const KnnMap& x, const KnnMap& out) {

@@ -232,9 +232,14 @@ int Program::add_conv(int out, int in, int rows, int cols, const float* weight, 
     if (s.merged_rows) set_inner_columns(s, cx);
     zero_elements = std::max<int64_t>(zero_elements, (int64_t)kw * tin.c + tin.c + 64);
   }
-  const auto widths = panel_widths((block_out + lanes - 1) / lanes, lanes);
+  // What is left over beside whole vectors takes half a vector where that is enough and the sum is short (it is added up in one go).
+  const int depth = kh * kw * block_in, left = block_out % lanes;
+  const bool half = k->half_panels && blocks == 1 && left > 0 && left <= lanes / 2 && depth >= 16 && depth <= 512;
+  auto widths = panel_widths(half ? block_out / lanes : (block_out + lanes - 1) / lanes, lanes);
+  if (half) widths.push_back(0);
+  auto width_of = [&](int v) { return v ? v * lanes : lanes / 2; };
   int padded = 0;
-  for (int v : widths) padded += v * lanes;
+  for (int v : widths) padded += width_of(v);
   // Whole vectors: publishing reads and writes a row up to the next multiple of the lanes.
   s.ldo = ((blocks - 1) * block_out + padded + lanes - 1) / lanes * lanes;
   size_t total = 0, total_bias = (size_t)blocks * padded;
@@ -265,7 +270,7 @@ int Program::add_conv(int out, int in, int rows, int cols, const float* weight, 
     for (int b = 0; b < blocks; ++b) {
       int c0 = b * block_out;
       for (int v : widths) {
-        const int width = v * lanes, end = (b + 1) * block_out;
+        const int width = width_of(v), end = (b + 1) * block_out;
         phase.panels.push_back(Panel{c0, v, std::min(width, end - c0), (int64_t)b * block_in, at, bias_at, at});
         for (int l = 0; l < width; ++l)
           if (c0 + l < end && bias) s.bias.data[bias_at + (size_t)l] = bias[c0 + l];
@@ -297,7 +302,24 @@ int Program::add_conv(int out, int in, int rows, int cols, const float* weight, 
       }
     }
   }
+  if (s.merged_rows && groups == 1 && tout.ld == cout && depth <= 512 && k->conv_narrow) narrow_conv(s, weight, bias, cout);
   return (int)steps.size() - 1;
+}
+
+// Weights once more, as several pixels in a vector take them, if their windows fit into two vectors.
+void Program::narrow_conv(Step& s, const float* weight, const float* bias, int cout) {
+  const int lanes = k->lanes, pixels = lanes / cout, run = s.kw * s.cin;
+  if (pixels < 2 || (pixels - 1) * axes[(size_t)s.links[0].cols].stride * s.cin + run > 2 * lanes) return;
+  s.narrow = true;
+  s.narrow_weights = Aligned((size_t)s.kh * run * lanes + 64);
+  s.narrow_bias = Aligned((size_t)lanes + 64);
+  for (int l = 0; l < pixels * cout; ++l) {
+    const int co = l % cout;
+    if (bias) s.narrow_bias.data[l] = bias[co];
+    for (int ky = 0; ky < s.kh; ++ky)
+      for (int i = 0; i < run; ++i)
+        s.narrow_weights.data[((size_t)ky * run + i) * lanes + l] = weight[(((size_t)co * s.cin + i % s.cin) * s.kh + ky) * s.kw + i / s.cin];
+  }
 }
 
 int Program::add_depthwise(int out, int in, int rows, int cols, const float* weight, const float* bias, int kh, int kw) {
@@ -343,22 +365,39 @@ void Program::fuse_block(int last, int depthwise, int expand) {
   zero_elements = std::max<int64_t>(zero_elements, 64 * ld + 64);
 }
 
-int Program::add_knn(int out, int in, int cols, const float* weight, const float* bias, int cout, int cells, const int32_t* cell) {
+Step& Program::push_knn(int out, int in, int cols, int cells, const int32_t* cell) {
   const Tensor tin = tensors.at((size_t)in), tout = tensors.at((size_t)out);
-  const Axis& table = axes.at((size_t)cols);
-  if (tin.h != 1 || tout.h != 1 || tin.n != tout.n || table.in != tin.w || table.out != tout.w || tout.c != cout || cells < 1)
+  const std::vector<int32_t>& index = axes.at((size_t)cols).index;
+  if (tin.h != 1 || tout.h != 1 || tin.n != tout.n || axes[(size_t)cols].in != tin.w || axes[(size_t)cols].out != tout.w || cells < 1)
     throw std::invalid_argument("knn: shapes do not fit");
-  for (size_t i = 0; i < table.index.size(); ++i)
-    if (table.index[i] >= 0 && (cell[i] < 0 || cell[i] >= cells)) throw std::invalid_argument("knn: cell outside the weight");
-  const size_t taps = table.index.size();
+  for (size_t i = 0; i < index.size(); ++i)
+    if (index[i] >= 0 && (cell[i] < 0 || cell[i] >= cells)) throw std::invalid_argument("knn: cell outside the weight");
+  const size_t taps = index.size();
   const int32_t only = 0;
-  const int rows = add_axis(1, 1, 1, &only);  // `table` is no longer valid
+  const int rows = add_axis(1, 1, 1, &only);  // `index` is no longer valid
   const Link link = window(in, rows, cols);
   Step& s = push(Kind::kKnn, out);
   s.links.push_back(link);
   s.cin = tin.c;
   s.cells = cells;
   s.cell.assign(cell, cell + taps);
+  return s;
+}
+
+int Program::add_knn_depthwise(int out, int in, int cols, const float* weight, int cells, const int32_t* cell) {
+  const int c = tensors.at((size_t)out).c;
+  if (c % tensors.at((size_t)in).c) throw std::invalid_argument("knn: channels do not fit");
+  Step& s = push_knn(out, in, cols, cells, cell);
+  s.cpad = (c + 15) / 16 * 16;
+  s.weights = Aligned((size_t)s.cpad * (size_t)cells + 64);
+  for (int i = 0; i < c; ++i)
+    for (int v = 0; v < cells; ++v) s.weights.data[(size_t)v * (size_t)s.cpad + (size_t)i] = weight[(size_t)i * (size_t)cells + (size_t)v];
+  return (int)steps.size() - 1;
+}
+
+int Program::add_knn(int out, int in, int cols, const float* weight, const float* bias, int cout, int cells, const int32_t* cell) {
+  if (tensors.at((size_t)out).c != cout) throw std::invalid_argument("knn: channels do not fit");
+  Step& s = push_knn(out, in, cols, cells, cell);
   const int lanes = k->lanes;
   const auto widths = panel_widths((cout + lanes - 1) / lanes, lanes);
   for (int v : widths) s.ldo += v * lanes;
@@ -393,6 +432,16 @@ int Program::add_max_pool(int out, int in, int rows, int cols, float empty) {
   Step& s = push(Kind::kMaxPool, out);
   s.fill = empty;
   s.links.push_back(link);
+  auto sees_nothing = [](const Axis& a) {
+    for (int o = 0; o < a.out; ++o)
+      if (*std::max_element(a.index.begin() + (size_t)o * a.taps, a.index.begin() + (size_t)(o + 1) * a.taps) < 0) return true;
+    return false;
+  };
+  if (sees_nothing(axes[(size_t)rows]) || sees_nothing(axes[(size_t)cols])) {
+    s.empty_pixel = Aligned((size_t)tensors[(size_t)in].c + 64);
+    if (k->element == 4) std::fill_n(s.empty_pixel.data, s.empty_pixel.size, empty);
+    else std::fill_n(reinterpret_cast<uint16_t*>(s.empty_pixel.data), 2 * s.empty_pixel.size, to_bfloat16(empty));
+  }
   return (int)steps.size() - 1;
 }
 
@@ -411,7 +460,36 @@ int Program::add_weighted(int out, int in, int rows, int cols, const float* wy, 
   fill(s.div_y, div_y, (size_t)ay.out);
   fill(s.div_x, div_x, (size_t)ax.out);
   s.divisor = divisor;
+  if (k->upsample_narrow && ay.taps == 2 && ax.taps == 2 && divisor == 1) narrow_upsample(s);
   return (int)steps.size() - 1;
+}
+
+// Tables by output element of a row, if all taps lie inside the map and several pixels' fit into two vectors.
+void Program::narrow_upsample(Step& s) {
+  const Tensor &tin = tensors[(size_t)s.links[0].tensor], &tout = tensors[(size_t)s.out];
+  const Axis &ay = axes[(size_t)s.links[0].rows], &ax = axes[(size_t)s.links[0].cols];
+  const int lanes = k->lanes, c = tout.c, pixels = lanes / c;
+  if (pixels < 2 || tin.ld != c || tout.ld != c || *std::min_element(ay.index.begin(), ay.index.end()) < 0) return;
+  for (int x = 0; x < ax.out; ++x) {
+    const int32_t* here = ax.index.data() + 2 * (size_t)x;
+    const int last = std::min(x + pixels, ax.out) - 1;
+    const int32_t from = here[0], to = std::max(ax.index[2 * (size_t)last], ax.index[2 * (size_t)last + 1]);
+    if (from < 0 || here[1] < from || (x && from < here[-2]) || (to - from + 1) * c > 2 * lanes) return;
+  }
+  s.narrow = true;
+  const size_t elements = (size_t)ax.out * c + (size_t)lanes;  // whole vectors are read
+  s.left.assign(elements, 0);
+  s.right.assign(elements, 0);
+  s.left_weight.assign(elements, 0);
+  s.right_weight.assign(elements, 0);
+  for (int x = 0; x < ax.out; ++x)
+    for (int i = 0; i < c; ++i) {
+      const size_t at = (size_t)x * c + i, tap = 2 * (size_t)x;
+      s.left[at] = ax.index[tap] * c + i;
+      s.right[at] = ax.index[tap + 1] * c + i;
+      s.left_weight[at] = s.wx[tap];
+      s.right_weight[at] = s.wx[tap + 1];
+    }
 }
 
 int Program::add_pointwise(int out, int in, const float* scale, const float* shift) {
@@ -436,6 +514,12 @@ int Program::add_channel_norm(int out, int in, const float* scale, const float* 
   return step;
 }
 
+int Program::add_softmax(int out, int in) {
+  const int step = add_pointwise(out, in, nullptr, nullptr);
+  steps[(size_t)step].softmax = true;
+  return step;
+}
+
 int Program::add_binary(int out, int a, int b, int op) {
   const Tensor to = tensors.at((size_t)out);
   Step& s = push(Kind::kBinary, out);
@@ -449,6 +533,35 @@ int Program::add_binary(int out, int a, int b, int op) {
   }
   return (int)steps.size() - 1;
 }
+
+namespace {
+
+// Runs of channels as Kernels::gather takes them; empty if they leave channels out.
+std::vector<int32_t> picks(const std::vector<ChannelRun>& runs, int channels, int lanes) {
+  std::vector<int32_t> source((size_t)channels, -1), out;
+  for (const ChannelRun& run : runs)
+    for (int i = 0; i < run.length; ++i) source[(size_t)(run.dst + i)] = run.src + i;
+  for (int at = 0; at < channels; at += lanes) {
+    const int32_t* from = source.data() + at;
+    const int n = std::min(lanes, channels - at);
+    if (*std::min_element(from, from + n) < 0) return {};
+    const int first = *std::min_element(from, from + n);
+    int second = -1;
+    for (int i = 0; i < n; ++i)
+      if (from[i] >= first + lanes && (second < 0 || from[i] < second)) second = from[i];
+    if (second < 0) second = first;
+    const bool anywhere = *std::max_element(from, from + n) >= second + lanes;
+    out.push_back(anywhere ? -1 : first);
+    out.push_back(anywhere ? -1 : second);
+    for (int i = 0; i < lanes; ++i) {
+      const int from_here = i < n ? from[i] : first;
+      out.push_back(anywhere ? from_here : from_here < first + lanes ? from_here - first : lanes + from_here - second);
+    }
+  }
+  return out;
+}
+
+}  // namespace
 
 int Program::add_gather(int out, float fill) {
   push(Kind::kGather, out).fill = fill;
@@ -470,6 +583,14 @@ void Program::add_gather_part(int step, int in, int rows, int cols, int period_y
       throw std::invalid_argument("gather: channels outside the map");
     part.runs.at((size_t)runs[i]).push_back(ChannelRun{runs[i + 1], runs[i + 2], runs[i + 3]});
   }
+  for (const auto& list : part.runs) {
+    part.picks.push_back(picks(list, tout.c, k->lanes));
+    if (part.picks.back().empty()) {
+      part.picks.clear();
+      break;
+    }
+  }
+  part.whole = part.runs.size() == 1 && part.runs[0].size() == 1 && part.runs[0][0].dst == 0 && part.runs[0][0].src == 0 && part.runs[0][0].length == tout.c;
   s.links.push_back(link);
   s.parts.push_back(std::move(part));
 }
@@ -515,7 +636,7 @@ void Program::set_epilogue(int step, int act, float p0, float p1, const float* s
 int64_t Program::weight_bytes() const {
   int64_t total = 0;
   for (const Step& s : steps) {
-    total += (int64_t)(s.weights.size + s.bias.size + s.slope.size) * 4;
+    total += (int64_t)(s.weights.size + s.bias.size + s.slope.size + s.narrow_weights.size + s.narrow_bias.size + s.empty_pixel.size) * 4;
     if (s.knn) total += (int64_t)(s.knn->shape.panels * s.knn->shape.panel_floats()) * 4;
   }
   return total;

@@ -86,6 +86,9 @@ struct GatherPart {
   int link = -1;
   int period_y = 1, period_x = 1;
   std::vector<std::vector<ChannelRun>> runs;  // [period_y * period_x]
+  // The same as Kernels::gather takes it; empty where a part leaves channels to others.
+  std::vector<std::vector<int32_t>> picks;
+  bool whole = false;  // all channels in their order, from one position each
 };
 
 struct Step {
@@ -106,9 +109,16 @@ struct Step {
   bool merged_rows = false;   // a kernel row is one contiguous tap
   bool panels_overlap = false;  // neighbouring panels share lanes: they must run in order
   int inner_x0 = 0, inner_x1 = 0;  // columns whose window lies inside the map
+  Aligned empty_pixel;  // what a maximum gives whose window lies outside the map; none where there is no such window
+  // Few channels: several pixels share a vector, see NarrowRun and NarrowUpsample.
+  bool narrow = false;
+  Aligned narrow_weights, narrow_bias;
+  std::vector<int32_t> left, right;
+  std::vector<float> left_weight, right_weight;
   // weighted windows
   std::vector<float> wy, wx, div_y, div_x;
   float divisor = 0;
+  bool softmax = false;  // pointwise: over the channels of each pixel
   float normalize = -1;  // pointwise: of each pixel first subtract its mean over channels and divide by sqrt(variance + this); < 0: not
   // k nearest neighbours: part of the weights that each tap of the columns' axis meets. Weights of float32 are packed for knn.h, of bfloat16
   // as panels whose parts lie one after the other.
@@ -142,6 +152,8 @@ class Program {
   // A layer on points (maps of one row): out[o] = bias + sum over taps j of the weight's part cell[o * taps + j] times in[axis[o][j]];
   // 0 where there is no tap. The weight is (cout, cin, cells).
   int add_knn(int out, int in, int cols, const float* weight, const float* bias, int cout, int cells, const int32_t* cell);
+  // Likewise, each channel for itself: output channel c * g + i reads channel c. The weight is (c * g, cells), and there is no bias.
+  int add_knn_depthwise(int out, int in, int cols, const float* weight, int cells, const int32_t* cell);
   // `empty`: the value where a window holds nothing.
   int add_max_pool(int out, int in, int rows, int cols, float empty);
   int add_weighted(int out, int in, int rows, int cols, const float* wy, const float* wx, const float* div_y, const float* div_x,
@@ -149,6 +161,7 @@ class Program {
   int add_pointwise(int out, int in, const float* scale, const float* shift);
   // Normalizes every pixel over its channels, then scales and shifts.
   int add_channel_norm(int out, int in, const float* scale, const float* shift, float epsilon);
+  int add_softmax(int out, int in);  // over the channels of every pixel
   int add_binary(int out, int a, int b, int op);
   int add_gather(int out, float fill);
   void add_gather_part(int step, int in, int rows, int cols, int period_y, int period_x, const std::vector<int32_t>& runs);
@@ -174,7 +187,10 @@ class Program {
 
  private:
   Step& push(Kind kind, int out);
+  Step& push_knn(int out, int in, int cols, int cells, const int32_t* cell);
   Link window(int in, int rows, int cols);
+  void narrow_conv(Step& s, const float* weight, const float* bias, int cout);
+  void narrow_upsample(Step& s);
 };
 
 // A byte per position (0 or 1), a byte per row that says whether the row holds any 1, and the count of 1s.
@@ -244,6 +260,7 @@ class State {
   struct Scratch {
     Aligned rows;
     std::vector<const Raw*> taps, lines;
+    std::vector<const int32_t*> picks;
     std::vector<float> sums;
     std::vector<uint8_t> flags;
     // of blocks
@@ -265,10 +282,12 @@ class State {
   void list_categories(int step);
   Publish publisher(int step);
   void note_density(int step, const Publish& pub);
-  void mark_changed(int step, const Site* list, int n, const uint8_t* flags);
+  void mark_changed(int step, const Publish& pub, const Site* list, int n, const uint8_t* flags);
   void finish(int step, const Publish& pub, float* rows, int ldr, const Site* list, int n, uint8_t* flags);
   template <class F>
   void split_list(int chunk, int64_t work_per_site, F&& body);
+  template <class F>
+  void for_pixels(int step, int64_t work_per_site, F&& compute);
   template <class F>
   void for_chunks(int step, int64_t work_per_site, F&& compute);
   void run_conv(int step);
@@ -277,10 +296,14 @@ class State {
                    Scratch& w);
   void conv_pixels(const Step& s, const Phase& p, bool merged, const ConvTile& shape, const Site* list, int count, const Publish& pub,
                    int step, Scratch& w);
+  template <class F>
+  void for_runs(int step, const SiteList& list, const Publish& pub, int64_t work_per_site, F&& compute);
+  void run_conv_narrow(int step, const SiteList& list, const Publish& pub);
+  void run_upsample_narrow(int step);
   void fill_taps(const Step& s, int phase, bool merged, const Site* list, int n, const Raw** taps) const;
   void run_depthwise(int step);
   void depthwise_row(const Step& s, const Site* list, int n, const Site* places, int pitch, const Publish& pub, float* rows, int ldr,
-                     uint8_t* flags, Scratch& w) const;
+                     uint8_t* flags, Scratch& w, int64_t ahead) const;
   void run_block(int step);
   void limit_to_needed(int step);
   void pull(const Link& link, const Mask& wanted, const Tensor& tin, const Tensor& tout, Mask& needed);
@@ -288,11 +311,13 @@ class State {
   void block_expand(const Block& b, int row, int image, int c0, int c1, Scratch& w);
   void block_depthwise(const Block& b, const Site* list, int n, int place, int image, int c0, Scratch& w);
   void run_knn(int step);
+  void run_knn_depthwise(int step);
   void knn_rows(const Step& s, const Site* list, int count, float* rows, Scratch& w) const;
   void knn_rows_float(const Step& s, const Site* list, int count, float* rows, Scratch& w) const;
   void run_windows(int step);
   void run_elementwise(int step);
   void run_gather(int step);
+  void run_gather_parts(int step);
   void run_mean(int step);
   void filter_vote(Mask& m) const;
   void filter_block(Mask& m) const;

@@ -160,7 +160,7 @@ void State::publish_external(int step, const float* data, int64_t sn, int64_t sc
   const Tensor& t = program->tensors[(size_t)program->steps[(size_t)step].out];
   changed[(size_t)t.mask].clear();
   list_sites(step);
-  for_chunks(step, t.c, [&](const Site* list, int n, float* rows, int ldr, Scratch&) {
+  for_chunks(step, t.c, [&](const Publish&, const Site* list, int n, float* rows, int ldr, Scratch&) {
     for (int i = 0; i < n; ++i) {
       const float* x = data + (list[i].index / (t.h * t.w)) * sn + list[i].y * sh + list[i].x * sw;
       for (int c = 0; c < t.c; ++c) rows[(int64_t)i * ldr + c] = x[c * sc];
@@ -173,14 +173,17 @@ void State::copy_planar(int tensor, float* out) const {
   if (program->k->element != (int)sizeof(float)) throw std::invalid_argument("copy_planar: maps of float32 only");
   const float* x = reinterpret_cast<const float*>(at(tensor));
   const int64_t plane = (int64_t)t.h * t.w;
-  auto row = [&](int r, int) {
-    program->planar->rows_to_planes(x + (int64_t)r * t.w * t.ld, t.ld, out + (int64_t)(r / t.h) * plane * t.c + (int64_t)(r % t.h) * t.w, plane,
-                                    t.w, t.c);
+  constexpr int kPixels = 512;  // of an image, whose rows lie one behind the other here and there
+  const int parts = (int)((plane + kPixels - 1) / kPixels);
+  auto part = [&](int i, int) {
+    const int64_t image = i / parts, from = (int64_t)(i % parts) * kPixels;
+    program->planar->rows_to_planes(x + (image * plane + from) * t.ld, t.ld, out + image * plane * t.c + from, plane,
+                                    (int)std::min<int64_t>(kPixels, plane - from), t.c);
   };
   if (t.pixels() * t.c < kSerialWork)
-    for (int r = 0; r < t.n * t.h; ++r) row(r, 0);
+    for (int i = 0; i < t.n * parts; ++i) part(i, 0);
   else
-    Pool::instance().run(t.n * t.h, row);
+    Pool::instance().run(t.n * parts, part);
 }
 
 double State::tensor_std(int tensor, bool computed_only) const {
@@ -215,6 +218,7 @@ int64_t State::bytes() const {
     total += (int64_t)sizeof(Scratch);
     total += (int64_t)s->rows.size * 4;
     vec(s->taps);
+    vec(s->picks);
     vec(s->lines);
     vec(s->sums);
     vec(s->flags);

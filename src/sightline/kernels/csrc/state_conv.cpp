@@ -18,26 +18,35 @@ void State::fill_taps(const Step& s, int phase, bool merged, const Site* list, i
   }
   const Axis &ay = program->axes[(size_t)l.rows], &ax = program->axes[(size_t)l.cols];
   const Phase& p = s.phases[(size_t)phase];
-  const int per_image = tout.h * tout.w;
   const int ny = (int)p.ky.size(), nx = (int)p.kx.size();
-  const Raw* zero = reinterpret_cast<const Raw*>(zeros_.data);
-  for (int i = 0; i < n; ++i) {
-    const Site at = list[i];
-    const Raw* image = tin.n == 1 ? base : base + (int64_t)(at.index / per_image) * tin.h * tin.w * ld;
-    const int32_t* rows = ay.index.data() + (size_t)at.y * ay.taps;
-    const int32_t* cols = ax.index.data() + (size_t)at.x * ax.taps;
+  const int *ky = p.ky.data(), *kx = p.kx.data();
+  const Raw* const zero = reinterpret_cast<const Raw*>(zeros_.data);
+  for (int from = 0, to = 0; from < n; from = to) {  // sites of one row read the same rows
+    const int y = list[from].y, first = list[from].index - list[from].x;
+    for (to = from + 1; to < n && list[to].index - list[to].x == first;) ++to;
+    const Raw* image = base + (tin.n == 1 ? 0 : (int64_t)(first / (tout.h * tout.w)) * tin.h * tin.w * ld);
+    const int32_t* rows = ay.index.data() + (size_t)y * ay.taps;
+    const int ntaps = merged ? ny : ny * nx;
     for (int j = 0; j < ny; ++j) {
-      const int r = rows[p.ky[(size_t)j]];
-      const Raw* line = image + (int64_t)r * tin.w * ld;
-      if (merged) {
-        *taps++ = r < 0 ? zero : line + cols[0] * ld;
+      const int r = rows[ky[j]];
+      const Raw* const line = image + (int64_t)r * tin.w * ld;
+      const Raw** out = taps + (merged ? j : j * nx);
+      if (r < 0) {
+        for (int i = from; i < to; ++i, out += ntaps)
+          for (int m = 0; m < (merged ? 1 : nx); ++m) out[m] = zero;
+      } else if (merged) {
+        for (int i = from; i < to; ++i, out += ntaps) *out = line + ax.index[(size_t)list[i].x * ax.taps] * ld;
       } else {
-        for (int m = 0; m < nx; ++m) {
-          const int c = cols[p.kx[(size_t)m]];
-          *taps++ = (r < 0 || c < 0) ? zero : line + c * ld;
+        for (int i = from; i < to; ++i, out += ntaps) {
+          const int32_t* cols = ax.index.data() + (size_t)list[i].x * ax.taps;
+          for (int m = 0; m < nx; ++m) {
+            const int c = cols[kx[m]];
+            out[m] = c < 0 ? zero : line + c * ld;
+          }
         }
       }
     }
+    taps += (int64_t)(to - from) * ntaps;
   }
 }
 
@@ -77,10 +86,11 @@ bool State::conv_panels(const Step& s, const Phase& p, bool merged, const ConvTi
 
 void State::conv_pixels(const Step& s, const Phase& p, bool merged, const ConvTile& shape, const Site* list, int count, const Publish& pub,
                         int step, Scratch& w) {
-  if (conv_panels(s, p, merged, shape, list, count, pub, w)) mark_changed(step, list, count, w.flags.data());
+  if (conv_panels(s, p, merged, shape, list, count, pub, w)) mark_changed(step, pub, list, count, w.flags.data());
 }
 
 void State::conv_group(const Step& s, int phase, bool merged, const SiteList& list, const Publish& pub, int step) {
+  if (merged && s.narrow && publishes_at_once(pub) && !pub.residual) return run_conv_narrow(step, list, pub);
   const Kernels& k = *program->k;
   const Phase& p = s.phases[(size_t)phase];
   const int n = (int)list.size();
@@ -118,7 +128,7 @@ void State::conv_group(const Step& s, int phase, bool merged, const SiteList& li
     });
     if (!in_registers) return finish(step, pub, big_rows_.data, s.ldo, list.data(), n, big_flags_.data());
     if (keeps_rows) k.commit(pub, big_rows_.data, s.ldo, big_sums_.data(), n, panels, list.data(), n, big_flags_.data());
-    return mark_changed(step, list.data(), n, big_flags_.data());
+    return mark_changed(step, pub, list.data(), n, big_flags_.data());
   }
   const int blocks = (n + block - 1) / block;
   const int even = (n + blocks - 1) / blocks;
@@ -147,35 +157,35 @@ void State::run_conv(int step) {
 }
 
 // A depthwise convolution at some sites of one output row. w.lines[j] is where column 0 of window row j lies, null outside the map, and
-// pixels lie `pitch` elements apart. Published into `places` at once where `pub` allows that, else left in rows.
+// pixels lie `pitch` elements apart. Published into `places` at once where `pub` allows that, else left in rows. `ahead`: see DepthwiseRun.
 void State::depthwise_row(const Step& s, const Site* list, int n, const Site* places, int pitch, const Publish& pub, float* rows, int ldr,
-                          uint8_t* flags, Scratch& w) const {
+                          uint8_t* flags, Scratch& w, int64_t ahead) const {
   const Axis& ax = program->axes[(size_t)s.links[0].cols];
   const Kernels& k = *program->k;
+  const int behind = std::max(0, s.kh - program->axes[(size_t)s.links[0].rows].stride);
   const Raw* zero = reinterpret_cast<const Raw*>(zeros_.data);
   const int64_t ld = (int64_t)pitch * k.element;  // bytes from pixel to pixel
-  const bool at_once = publishes_at_once(pub);
+  const bool at_once = publishes_pixels(pub), runs = s.inner_x1 > s.inner_x0 && k.depthwise_runs(s.kh, s.kw, ax.stride);
   grow(w.taps, (size_t)s.kh * s.kw);
   const Raw** taps = w.taps.data();
   for (int i = 0; i < n;) {
     const int x = list[i].x;
     const int32_t* cx = ax.index.data() + (size_t)x * ax.taps;
-    float* row = rows + (int64_t)i * ldr;
-    if (x >= s.inner_x0 && x < s.inner_x1) {
+    float* row = at_once ? nullptr : rows + (int64_t)i * ldr;
+    if (runs && x >= s.inner_x0 && x < s.inner_x1) {
       int count = 1;
       while (count < kLongest && i + count < n && list[i + count].x == x + count && x + count < s.inner_x1) ++count;
       for (int j = 0; j < s.kh; ++j) taps[j] = w.lines[(size_t)j] ? w.lines[(size_t)j] + cx[0] * ld : zero;
-      const DepthwiseRun run{taps, count, pitch, ax.stride, s.weights.data, s.cpad, s.bias.data, row, ldr, pub.c};
-      if (at_once ? k.depthwise_publish(s.kh, s.kw, run, pub, places[i].index, flags + i) : k.depthwise_run(s.kh, s.kw, run)) {
-        i += count;
-        continue;
-      }
+      const DepthwiseRun run{taps, count, pitch, ax.stride, s.weights.data, s.cpad, s.bias.data, row, ldr, pub.c, ahead, behind};
+      if (at_once) k.depthwise_publish(s.kh, s.kw, run, pub, places[i].index, flags + i);
+      else k.depthwise_run(s.kh, s.kw, run);
+      i += count;
+      continue;
     }
     int t = 0;
     for (int j = 0; j < s.kh; ++j)
       for (int m = 0; m < s.kw; ++m) taps[t++] = (!w.lines[(size_t)j] || cx[m] < 0) ? zero : w.lines[(size_t)j] + cx[m] * ld;
-    k.depthwise_pixel(taps, t, s.weights.data, s.cpad, s.bias.data, row, pub.c);
-    if (at_once) k.publish(pub, row, ldr, places + i, 1, flags + i);
+    k.depthwise(taps, t, s.weights.data, s.cpad, s.bias.data, PixelTask{&pub, places + i, 1, flags + i, at_once ? nullptr : row, ldr});
     ++i;
   }
 }
@@ -188,12 +198,13 @@ void State::run_depthwise(int step) {
   const Axis& ay = program->axes[(size_t)l.rows];
   const Raw* base = at(l.tensor);
   const int64_t line = (int64_t)tin.w * tin.ld * program->k->element;  // bytes from row to row
+  const int64_t ahead = line * tin.h * tin.n >= kFetched ? ay.stride * line : 0;
   const Publish pub = publisher(step);
-  const bool at_once = publishes_at_once(pub);
+  const bool at_once = publishes_pixels(pub);
   const int ldr = (tout.c + 15) / 16 * 16;
-  const int chunk = std::clamp(32768 / ldr, 8, 64);
+  const int chunk = at_once ? 256 : std::clamp(32768 / ldr, 8, 64);
   split_list(chunk, (int64_t)s.kh * s.kw * tout.c, [&](const Site* list, int n, Scratch& w) {
-    float* rows = w.row_space((size_t)chunk * ldr + 64);
+    float* rows = at_once ? nullptr : w.row_space((size_t)chunk * ldr + 64);
     grow(w.flags, (size_t)chunk);
     grow(w.lines, (size_t)s.kh);
     uint8_t* flags = w.flags.data();
@@ -204,9 +215,9 @@ void State::run_depthwise(int step) {
         const int r = ay.index[(size_t)y * ay.taps + j];
         w.lines[(size_t)j] = r < 0 ? nullptr : base + ((int64_t)(tin.n == 1 ? 0 : image) * tin.h + r) * line;
       }
-      depthwise_row(s, list + from, to - from, list + from, tin.ld, pub, rows + (int64_t)from * ldr, ldr, flags + from, w);
+      depthwise_row(s, list + from, to - from, list + from, tin.ld, pub, at_once ? nullptr : rows + (int64_t)from * ldr, ldr, flags + from, w, ahead);
     }
-    if (at_once) mark_changed(step, list, n, flags);
+    if (at_once) mark_changed(step, pub, list, n, flags);
     else finish(step, pub, rows, ldr, list, n, flags);
   });
   note_density(step, pub);

@@ -10,6 +10,8 @@ namespace sightline {
 
 void State::run_windows(int step) {
   const Step& s = program->steps[(size_t)step];
+  if (s.narrow && s.residual < 0 && (s.act == kNone || s.act == kRelu || s.act == kClamp) && (fresh || threshold[(size_t)step] == 0))
+    return run_upsample_narrow(step);
   list_sites(step);
   const Link& l = s.links[0];
   const Tensor &tin = program->tensors[(size_t)l.tensor], &tout = program->tensors[(size_t)s.out];
@@ -19,31 +21,31 @@ void State::run_windows(int step) {
   const bool max = s.kind == Kind::kMaxPool;
   const Kernels& k = *program->k;
   const int64_t ld = (int64_t)tin.ld * k.element;  // bytes from pixel to pixel
-  for_chunks(step, (int64_t)ay.taps * ax.taps * tout.c, [&](const Site* list, int n, float* rows, int ldr, Scratch& w) {
-    grow(w.taps, (size_t)ay.taps * ax.taps);
-    for (int i = 0; i < n; ++i) {
-      const Site at = list[i];
-      const Raw* image = tin.n == 1 ? base : base + (int64_t)(at.index / (tout.h * tout.w)) * tin.h * tin.w * ld;
-      int t = 0;
-      for (int j = 0; j < ay.taps; ++j)
-        for (int m = 0; m < ax.taps; ++m) {
-          const int r = ay.index[(size_t)at.y * ay.taps + j], c = ax.index[(size_t)at.x * ax.taps + m];
-          if (r < 0 || c < 0) {
-            if (!max) w.taps[(size_t)t++] = zero;
-          } else {
-            w.taps[(size_t)t++] = image + ((int64_t)r * tin.w + c) * ld;
-          }
+  const int ny = ay.taps, nx = ax.taps, ntaps = ny * nx;
+  for_pixels(step, (int64_t)ntaps * tout.c, [&](const PixelTask& to, Scratch& w) {
+    grow(w.taps, (size_t)to.count * ntaps);
+    const Raw** taps = w.taps.data();
+    for (int i = 0; i < to.count; ++i, taps += ntaps) {
+      const Site site = to.sites[i];
+      const Raw* image = tin.n == 1 ? base : base + (int64_t)(site.index / (tout.h * tout.w)) * tin.h * tin.w * ld;
+      const int32_t *rows = ay.index.data() + (size_t)site.y * ny, *cols = ax.index.data() + (size_t)site.x * nx;
+      const Raw* some = nullptr;  // a maximum does not mind reading a pixel twice, so one inside stands for those outside
+      bool outside = false;
+      for (int j = 0; j < ny; ++j) {
+        const Raw* const line = image + (int64_t)rows[j] * tin.w * ld;
+        for (int m = 0; m < nx; ++m) {
+          const bool inside = rows[j] >= 0 && cols[m] >= 0;
+          taps[j * nx + m] = inside ? line + cols[m] * ld : zero;
+          if (inside) some = taps[j * nx + m];
+          outside |= !inside;
         }
-      float* out = rows + (int64_t)i * ldr;
-      if (max) {
-        if (t) k.max_pixel(w.taps.data(), t, out, tout.c);
-        else std::fill(out, out + ldr, s.fill);
-      } else {
-        const float d = s.divisor != 0 ? s.divisor : s.div_y[at.y] * s.div_x[at.x];
-        k.weighted_pixel(w.taps.data(), ay.taps, ax.taps, s.wy.data() + (size_t)at.y * ay.taps, s.wx.data() + (size_t)at.x * ax.taps, d,
-                         out, tout.c);
       }
+      if (!max || !outside) continue;
+      for (int j = 0; j < ntaps; ++j)
+        if (taps[j] == zero) taps[j] = some ? some : reinterpret_cast<const Raw*>(s.empty_pixel.data);
     }
+    if (max) k.max_pool(w.taps.data(), ntaps, to);
+    else k.weighted(w.taps.data(), ny, nx, s.wy.data(), s.wx.data(), s.div_y.data(), s.div_x.data(), s.divisor, to);
   });
 }
 
@@ -62,35 +64,58 @@ void State::run_elementwise(int step) {
   list_sites(step);
   const Tensor& tout = program->tensors[(size_t)s.out];
   const Kernels& k = *program->k;
-  auto operand = [&](int i, const Site& site, Raw* splat) -> const Raw* {
-    const Tensor& t = program->tensors[(size_t)s.links[(size_t)i].tensor];
-    const int64_t image = site.index / (tout.h * tout.w);
-    const int64_t pixel = ((t.n == 1 ? 0 : image) * t.h + (t.h == 1 ? 0 : site.y)) * t.w + (t.w == 1 ? 0 : site.x);
-    const Raw* x = at(s.links[(size_t)i].tensor) + pixel * t.ld * k.element;
-    if (t.c == tout.c) return x;
-    if (k.element == 4) std::fill_n(reinterpret_cast<float*>(splat), tout.c, *reinterpret_cast<const float*>(x));
-    else std::fill_n(reinterpret_cast<uint16_t*>(splat), tout.c, *reinterpret_cast<const uint16_t*>(x));
-    return splat;
-  };
-  for_chunks(step, 2 * tout.c, [&](const Site* list, int n, float* rows, int ldr, Scratch& w) {
-    if (s.kind == Kind::kPointwise) {
-      const Tensor& t = program->tensors[(size_t)s.links[0].tensor];
-      const Raw* x = at(s.links[0].tensor);
-      for (int i = 0; i < n; ++i) {
-        const Raw* from = x + (int64_t)list[i].index * t.ld * k.element;
-        if (s.normalize >= 0) {
-          k.copy_pixel(from, rows + (int64_t)i * ldr, tout.c);
-          normalize_pixel(rows + (int64_t)i * ldr, s.weights.data, s.bias.data, tout.c, s.normalize);
-        } else if (s.weights.size) k.affine_pixel(from, s.weights.data, s.bias.data, rows + (int64_t)i * ldr, tout.c);
-        else k.copy_pixel(from, rows + (int64_t)i * ldr, tout.c);
+  const int ldr = (tout.c + 15) / 16 * 16 + 64;
+  // Where each site's operand lies; a single channel is spread over a row of its own.
+  auto operands = [&](int link, const PixelTask& to, const Raw** from, Raw* spread) {
+    const Tensor& t = program->tensors[(size_t)s.links[(size_t)link].tensor];
+    const Raw* base = at(s.links[(size_t)link].tensor);
+    const int64_t ld = (int64_t)t.ld * k.element;  // bytes from pixel to pixel
+    const bool same = t.n == tout.n && t.h == tout.h && t.w == tout.w;
+    for (int i = 0; i < to.count; ++i) {
+      const Site& site = to.sites[i];
+      int64_t pixel = site.index;
+      if (!same) {
+        const int64_t image = t.n == 1 ? 0 : site.index / (tout.h * tout.w);
+        pixel = (image * t.h + (t.h == 1 ? 0 : site.y)) * t.w + (t.w == 1 ? 0 : site.x);
       }
-      return;
+      from[i] = base + pixel * ld;
+      if (t.c == tout.c) continue;
+      Raw* row = spread + (int64_t)i * ldr * k.element;
+      if (k.element == 4) std::fill_n(reinterpret_cast<float*>(row), tout.c, *reinterpret_cast<const float*>(from[i]));
+      else std::fill_n(reinterpret_cast<uint16_t*>(row), tout.c, *reinterpret_cast<const uint16_t*>(from[i]));
+      from[i] = row;
     }
-    grow(w.sums, 2 * (size_t)ldr + 128);  // a row of its own for each broadcast operand
-    Raw *first = reinterpret_cast<Raw*>(w.sums.data()), *second = reinterpret_cast<Raw*>(w.sums.data() + ldr + 64);
-    for (int i = 0; i < n; ++i)
-      k.binary_pixel(s.op, operand(0, list[i], first), operand(1, list[i], second), rows + (int64_t)i * ldr, tout.c);
-  });
+  };
+  auto spread_space = [&](int link, const PixelTask& to) {
+    return program->tensors[(size_t)s.links[(size_t)link].tensor].c == tout.c ? 0 : (size_t)to.count * ldr;
+  };
+  if (s.kind == Kind::kBinary) {
+    for_pixels(step, 2 * tout.c, [&](const PixelTask& to, Scratch& w) {
+      grow(w.taps, 2 * (size_t)to.count);
+      const size_t first = spread_space(0, to), second = spread_space(1, to);
+      grow(w.sums, first + second);
+      const Raw **a = w.taps.data(), **b = a + to.count;
+      operands(0, to, a, reinterpret_cast<Raw*>(w.sums.data()));
+      operands(1, to, b, reinterpret_cast<Raw*>(w.sums.data() + first));
+      k.binary(s.op, a, b, to);
+    });
+  } else if (s.normalize >= 0 || s.softmax) {
+    for_chunks(step, 8 * tout.c, [&](const Publish& pub, const Site* list, int n, float* rows, int ld, Scratch& w) {
+      grow(w.taps, (size_t)n);
+      const PixelTask to{&pub, list, n, nullptr, rows, ld};
+      operands(0, to, w.taps.data(), nullptr);
+      if (s.softmax) return k.softmax(w.taps.data(), to);
+      k.gather(w.taps.data(), nullptr, 0, to);
+      for (int i = 0; i < n; ++i) normalize_pixel(rows + (int64_t)i * ld, s.weights.data, s.bias.data, tout.c, s.normalize);
+    });
+  } else {
+    for_pixels(step, 2 * tout.c, [&](const PixelTask& to, Scratch& w) {
+      grow(w.taps, (size_t)to.count);
+      operands(0, to, w.taps.data(), nullptr);
+      if (s.weights.size) k.affine(w.taps.data(), s.weights.data, s.bias.data, to);
+      else k.gather(w.taps.data(), nullptr, 0, to);
+    });
+  }
 }
 
 namespace {
@@ -102,7 +127,7 @@ float widen(uint16_t x) {
   return value;
 }
 
-// Channels of one pixel to their places. Shuffles move single channels, so a run must cost no more than its channels do.
+// Channels of one pixel to their places.
 template <class E>
 void copy_runs(const std::vector<ChannelRun>& runs, const E* from, float* out) {
   for (const ChannelRun& run : runs)
@@ -114,10 +139,52 @@ void copy_runs(const std::vector<ChannelRun>& runs, const E* from, float* out) {
 
 void State::run_gather(int step) {
   const Step& s = program->steps[(size_t)step];
+  bool whole = true;
+  for (const GatherPart& part : s.parts) whole = whole && part.whole;
+  if (!whole && (s.parts.size() != 1 || s.parts[0].picks.empty())) return run_gather_parts(step);
+  // Every site takes all of its channels from one place of one part.
+  list_sites(step);
+  const Tensor& tout = program->tensors[(size_t)s.out];
+  const Kernels& k = *program->k;
+  for_pixels(step, tout.c, [&](const PixelTask& to, Scratch& w) {
+    grow(w.taps, (size_t)to.count);
+    const Raw** from = w.taps.data();
+    std::fill(from, from + to.count, nullptr);
+    for (const GatherPart& part : s.parts) {
+      const Link& l = s.links[(size_t)part.link];
+      const Tensor& t = program->tensors[(size_t)l.tensor];
+      const Raw* base = at(l.tensor);
+      const int64_t ld = (int64_t)t.ld * k.element;  // bytes from pixel to pixel
+      if (l.how == Reads::kSame) {
+        for (int i = 0; i < to.count; ++i) from[i] = base + to.sites[i].index * ld;
+        continue;
+      }
+      const int32_t *rows = program->axes[(size_t)l.rows].index.data(), *cols = program->axes[(size_t)l.cols].index.data();
+      for (int i = 0; i < to.count; ++i) {
+        const Site site = to.sites[i];
+        const int r = rows[site.y], c = cols[site.x];
+        const int64_t image = tout.n == 1 ? 0 : site.index / (tout.h * tout.w);
+        if (r >= 0 && c >= 0) from[i] = base + ((image * t.h + r) * t.w + c) * ld;
+      }
+    }
+    if (whole) return k.gather(from, nullptr, s.fill, to);
+    const GatherPart& part = s.parts[0];
+    grow(w.picks, (size_t)to.count);
+    for (int i = 0; i < to.count; ++i) {
+      const size_t phase = part.picks.size() == 1 ? 0 : (size_t)((to.sites[i].y % part.period_y) * part.period_x + to.sites[i].x % part.period_x);
+      w.picks[(size_t)i] = part.picks[phase].data();
+    }
+    k.gather(from, w.picks.data(), s.fill, to);
+  });
+}
+
+// The channels of a site come from several parts.
+void State::run_gather_parts(int step) {
+  const Step& s = program->steps[(size_t)step];
   list_sites(step);
   const Tensor& tout = program->tensors[(size_t)s.out];
   const int element = program->k->element;
-  for_chunks(step, tout.c, [&](const Site* list, int n, float* rows, int ldr, Scratch&) {
+  for_chunks(step, tout.c, [&](const Publish&, const Site* list, int n, float* rows, int ldr, Scratch&) {
     for (int i = 0; i < n; ++i) {
       const Site site = list[i];
       float* out = rows + (int64_t)i * ldr;
@@ -164,7 +231,7 @@ void State::run_mean(int step) {
   else
     Pool::instance().run((int)rows.size(), body);
   const double scale = 1.0 / ((double)tin.h * tin.w);
-  for_chunks(step, (int64_t)tin.h * tout.c, [&](const Site* list, int n, float* out, int ldr, Scratch&) {
+  for_chunks(step, (int64_t)tin.h * tout.c, [&](const Publish&, const Site* list, int n, float* out, int ldr, Scratch&) {
     std::vector<double> total((size_t)tout.c);
     for (int i = 0; i < n; ++i) {
       std::fill(total.begin(), total.end(), 0.0);

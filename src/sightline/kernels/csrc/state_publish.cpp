@@ -1,4 +1,6 @@
 // How computed rows reach the held maps, and what counts as changed.
+#include <cstring>
+
 #include "state_parts.h"
 
 namespace sightline {
@@ -25,8 +27,24 @@ Publish State::publisher(int step) {
   return p;
 }
 
+// Called when a step has published all of its sites.
 void State::note_density(int step, const Publish& pub) {
-  if (fresh || pub.mode == kAlways) return;
+  if (pub.mode == kAlways) {  // they all changed
+    const Mask& all = sites[(size_t)step];
+    Mask& m = changed[(size_t)program->tensors[(size_t)program->steps[(size_t)step].out].mask];
+    if (all.count == (int64_t)all.bits.size()) {
+      m.fill();
+      return;
+    }
+    for (size_t r = 0; r < (size_t)all.rows; ++r) {
+      if (!all.row_any[r]) continue;
+      const uint8_t* bits = all.bits.data() + r * (size_t)all.width;
+      std::memcpy(m.bits.data() + r * (size_t)all.width, bits, (size_t)all.width);
+      m.row_any[r] = program->k->count(bits, all.width) > 0;  // sites are known by row no better than that a row may hold some
+    }
+    m.count = all.count;
+    return;
+  }
   const Tensor& t = program->tensors[(size_t)program->steps[(size_t)step].out];
   if (t.h * t.w == 1) return;  // comparing a vector costs nothing, and publishing it may cost the whole map that reads it
   const double n = (double)changed[(size_t)t.mask].count;
@@ -34,10 +52,11 @@ void State::note_density(int step, const Publish& pub) {
 }
 
 void State::finish(int step, const Publish& pub, float* rows, int ldr, const Site* list, int n, uint8_t* flags) {
-  if (program->k->publish(pub, rows, ldr, list, n, flags)) mark_changed(step, list, n, flags);
+  if (program->k->publish(pub, rows, ldr, list, n, flags)) mark_changed(step, pub, list, n, flags);
 }
 
-void State::mark_changed(int step, const Site* list, int n, const uint8_t* flags) {
+void State::mark_changed(int step, const Publish& pub, const Site* list, int n, const uint8_t* flags) {
+  if (pub.mode == kAlways) return;  // see note_density
   int total = 0;
   const Tensor& t = program->tensors[(size_t)program->steps[(size_t)step].out];
   Mask& m = changed[(size_t)t.mask];

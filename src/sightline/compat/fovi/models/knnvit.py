@@ -1,4 +1,4 @@
-"""Transformers on a sensor: ``fovi.models.knnvit``."""
+"""Transformers on a sensor: ``fovi.models.knnvit``. Patches are cut along the surface ("geodesic") unless something else is said."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class KNNPatchEmbedding(patches.KNNPatchEmbedding):
     sensor_class: ClassVar[Any] = staticmethod(SamplingCoords.make)
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **filled(patches.KNNPatchEmbedding.__init__, args, options))
+        super().__init__(*args, **filled(patches.KNNPatchEmbedding.__init__, args, options, sample_cortex="geodesic"))
 
 
 class PartitioningPatchEmbedding(patches.PartitioningPatchEmbedding):
@@ -26,7 +26,7 @@ class PartitioningPatchEmbedding(patches.PartitioningPatchEmbedding):
     sensor_class: ClassVar[Any] = staticmethod(SamplingCoords.make)
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **filled(patches.KNNPatchEmbedding.__init__, args, options))
+        super().__init__(*args, **filled(patches.KNNPatchEmbedding.__init__, args, options, sample_cortex="geodesic"))
 
 
 class KNNPartitioningPatchEmbedding(patches.KNNPartitioningPatchEmbedding):
@@ -35,8 +35,8 @@ class KNNPartitioningPatchEmbedding(patches.KNNPartitioningPatchEmbedding):
     sensor_class: ClassVar[Any] = staticmethod(SamplingCoords.make)
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        options.setdefault("max_coord_val", "auto")
-        super().__init__(*args, **filled(patches.KNNPatchEmbedding.__init__, args, options))
+        wanted = filled(patches.KNNPatchEmbedding.__init__, args, options, sample_cortex="geodesic", max_coord_val="auto")
+        super().__init__(*args, **wanted)
 
 
 class KNNViT(vit.KNNViT):
@@ -50,4 +50,4 @@ class KNNViT(vit.KNNViT):
 
     def __init__(self, *args: Any, attn_backend: str = "standard", **options: Any) -> None:
         del attn_backend
-        super().__init__(*args, **filled(vit.KNNViT.__init__, args, options))
+        super().__init__(*args, **filled(vit.KNNViT.__init__, args, options, sample_cortex="geodesic"))
