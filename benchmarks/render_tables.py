@@ -234,13 +234,28 @@ def retina(result: Result) -> str:
 
 
 def fovea(result: Result) -> str:
-    """Foveated networks beside fovi's and dense ones."""
+    """Foveated networks, or their layers, beside fovi's and dense ones."""
     rows = []
     for case in result["cases"]:
         time = medians(case)
+        if not time:
+            continue
         faster = ratio(time["fovi"] / time["ours"]) if "fovi" in time else "-"
         rows.append([case["case"], milliseconds(time["ours"]), milliseconds(time.get("fovi")), faster, milliseconds(time.get("dense"))])
     return table(["", "ours ms", "fovi 2.4.0 ms", "times as fast", "dense ms"], rows)
+
+
+def fovea_memory(result: Result) -> str:
+    """Peaks of memory beside fovi's and a dense network's."""
+    rows = []
+    for case in result["cases"]:
+        if "peak_mib" in case:
+            peak = case["peak_mib"]
+            share = ratio(peak["fovi"] / peak["ours"]) if "fovi" in peak else "-"
+            rows.append(
+                [case["case"], *(f"{peak[who]:.1f}" if who in peak else "-" for who in ("ours", "fovi")), share, f"{peak['dense']:.1f}"]
+            )
+    return table(["peak, MiB", "ours", "fovi 2.4.0", "times as much", "dense"], rows)
 
 
 def gates(result: Result) -> str:
@@ -402,6 +417,8 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "gates": ("gates", gates),
     "retina": ("retina", retina),
     "fovea": ("fovea", fovea),
+    "fovealayers": ("fovea_layers", fovea),
+    "foveamemory": ("fovea_layers", fovea_memory),
     "camera": ("camera", camera),
     "sensornoise": ("camera", sensor_noise),
     "sweep": ("models", sweep),

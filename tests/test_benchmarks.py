@@ -182,6 +182,18 @@ def test_gates_quick(tmp_path: Path, shared_data: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("native")
+def test_fovea_layers_quick(tmp_path: Path) -> None:
+    cases = {case["case"]: case for case in quick("bench_fovea_layers.py", tmp_path)["cases"]}
+    layers = [case for case in cases.values() if case["rows"]]
+    assert len(layers) == 5
+    for case in layers:
+        assert "ours" in check_rows(case) and case["relative_error"] <= 1e-5
+    for batch_peak in (case["peak_mib"] for case in cases.values() if "peak_mib" in case):
+        assert 0 < batch_peak["ours"] < 200 and 0 < batch_peak["dense"] < 200
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("native")
 def test_fovea_video_quick(tmp_path: Path, shared_data: Path) -> None:
     pytest.importorskip("av", reason="decodes the clips")
     (case,) = quick("bench_fovea_video.py", tmp_path, "--only", "webcam, eye moving")["cases"]

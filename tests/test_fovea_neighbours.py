@@ -79,12 +79,15 @@ def test_tables_are_the_definition(pair: tuple[SensorGrid, SensorGrid, int, int]
 
 
 def test_without_the_native_library_the_tables_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    for source, target, k, _ in PAIRS:
+    for source, target, k, side in PAIRS:
         points = Points.of(source, "stable"), Points.of(target, "stable")
-        native = nearest(*points, k)
-        with monkeypatch.context() as patch:
-            patch.setattr(kernels, "native", lambda: None)
-            assert torch.equal(native.candidate, nearest(*points, k).candidate)
+        for cortex in (True, False):
+            native = nearest(*points, k, cortex)
+            cells = kernel_cells(*points, native, side, cortex)
+            with monkeypatch.context() as patch:
+                patch.setattr(kernels, "native", lambda: None)
+                assert torch.equal(native.candidate, nearest(*points, k, cortex).candidate)
+                assert torch.equal(cells, kernel_cells(*points, native, side, cortex))
 
 
 # Measured by running fovi 2.4.0: (manifold, resolutions in and out, k, side), a digest of its (index, cell), a digest of the float32

@@ -263,22 +263,42 @@ def kernel_cells(source: Points, target: Points, found: Neighbours, side: int, s
     """
     if side < 1:
         raise ShapeError(f"side: the kernel needs at least 1 cell per axis, got {side}")
-    places = source.places()[found.candidate]
-    if not space:
-        laid = places
-    elif ties == "fovi":
-        laid = _laid_out_as_fovi(source, target, found, places)
-    else:
-        assert target.cortical is not None
-        distance = _chords(source, target, found.candidate)
-        offset = places - target.cartesian[:, None]
+    if ties == "fovi":
+        places = source.places()[found.candidate]
+        laid = _laid_out_as_fovi(source, target, found, places) if space else places
+        low, high = laid.amin(1, keepdim=True), laid.amax(1, keepdim=True)
+        return _nearest_cell_as_fovi(2 * (laid - low) / (high - low + 1e-6) - 1, side)
+    module = kernels.native()
+    if module is None:
+        return cells_in_torch(source, target, found.candidate, side, bool(space))
+    candidate = found.candidate.contiguous()
+    cell = torch.empty(candidate.shape, dtype=torch.int32)
+    parts = [source.places(), target.cartesian]
+    if space:
+        parts += [source.candidates(space), target.candidates(space)]
+    given = [part.double().contiguous() for part in parts]
+    axes = given[2].shape[1] if space else 0
+    kernels.apply_num_threads()
+    module.knn_cells(
+        (len(given[0]), *candidate.shape, side, axes, source.wraps),
+        (given[0].data_ptr(), given[1].data_ptr(), given[2].data_ptr() if space else 0, given[3].data_ptr() if space else 0),
+        candidate.data_ptr(),
+        cell.data_ptr(),
+    )
+    return cell
+
+
+def cells_in_torch(source: Points, target: Points, candidate: Tensor, side: int, cortex: bool) -> Tensor:
+    """What the compiled function computes for `kernel_cells`."""
+    laid = source.places().double()[candidate]
+    if cortex:
+        distance = _chords(source, target, candidate)
+        offset = laid - target.cartesian.double()[:, None]
         length = torch.linalg.vector_norm(offset, dim=2, keepdim=True)
         # Where two points of the visual field coincide (the centre of a log-polar sensor), there is no direction but rounding's.
         to_the_right = offset.new_tensor([1.0, 0.0])
         laid = distance[..., None] * torch.where(length > _COINCIDE, offset / length.clamp_min(_COINCIDE), to_the_right)
     low, high = laid.amin(1, keepdim=True), laid.amax(1, keepdim=True)
-    if ties == "fovi":
-        return _nearest_cell_as_fovi(2 * (laid - low) / (high - low + 1e-6) - 1, side)
     # Half-way values fall to the lower cell: the 1e-6 shifts them a little to that side.
     steps = (laid - low) / (high - low + 1e-6) * (side - 1)
     cells = (steps - 0.5).ceil().clamp(0, side - 1).to(torch.int32)
@@ -288,7 +308,7 @@ def kernel_cells(source: Points, target: Points, found: Neighbours, side: int, s
 def _chords(source: Points, target: Points, candidate: Tensor) -> Tensor:
     """Distances on the cortex from nodes to their neighbours, the short way round."""
     assert target.cortical is not None
-    apart = (source.candidates(space=True)[candidate] - target.cortical[:, None]).abs()
+    apart = (source.candidates(space=True).double()[candidate] - target.cortical.double()[:, None]).abs()
     if source.wraps:
         apart[..., 1] = torch.minimum(apart[..., 1], 1 - apart[..., 1])
     length: Tensor = torch.linalg.vector_norm(apart, dim=2)

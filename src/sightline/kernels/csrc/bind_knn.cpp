@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -87,6 +88,17 @@ void bind_knn(nb::module_& m) {
     knn_search(sources, queries, axes, k, pointer<double>(from), pointer<double>(to), pointer<int64_t>(index), pointer<double>(distance));
   }, Release(), nb::arg("sizes"), nb::arg("source"), nb::arg("target"), nb::arg("index"), nb::arg("distance"),
      "The k nearest points: (points, queries, axes, k), float64 coordinates.");
+  m.def("knn_cells", [](std::tuple<int, int, int, int, int, bool> sizes, std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t> points,
+                        uintptr_t candidate, uintptr_t cell) {
+    const auto [candidates, nodes, k, side, axes, wraps] = sizes;
+    const auto [places, node_places, cortex, node_cortex] = points;
+    const int64_t* from = pointer<int64_t>(candidate);
+    if (axes < 0 || axes > 3 || k < 1 || side < 1 || !std::all_of(from, from + (int64_t)nodes * k, [&](int64_t m) { return m >= 0 && m < candidates; }))
+      throw std::invalid_argument("knn_cells: sizes or candidates do not fit");
+    const KnnPoints p{pointer<double>(places), pointer<double>(node_places), pointer<double>(cortex), pointer<double>(node_cortex), axes, wraps};
+    knn_cells(p, nodes, k, side, from, pointer<int32_t>(cell));
+  }, Release(), nb::arg("sizes"), nb::arg("points"), nb::arg("candidate"), nb::arg("cell"),
+     "Kernel cells of candidates: (candidates, nodes, k, side, cortical axes or 0, wraps), addresses of float64 coordinates.");
 }
 
 }  // namespace sightline

@@ -96,6 +96,16 @@ void knn_sum_pool_backward(const EagerKernels& e, const KnnTable& table, const f
 // by index. index and distance [queries][k].
 void knn_search(int sources, int queries, int axes, int k, const double* from, const double* to, int64_t* index, double* distance);
 
+// Points in float64: visual places (2 axes) of candidates and of output nodes, and their cortical coordinates (`axes` axes; 0: places are
+// what neighbours are laid out by; `wraps`: the second axis has period 1).
+struct KnnPoints {
+  const double *places, *node_places, *cortex, *node_cortex;
+  int axes;
+  bool wraps;
+};
+// The cell of a side x side kernel that each of a node's k candidates meets, [nodes][k].
+void knn_cells(const KnnPoints& points, int nodes, int k, int side, const int64_t* candidate, int32_t* cell);
+
 // Throws std::out_of_range where the table points outside the input or the kernel.
 void knn_check(const KnnTable& table, int cells);
 

@@ -146,4 +146,44 @@ void knn_search(int sources, int queries, int axes, int k, const double* from, c
   });
 }
 
+void knn_cells(const KnnPoints& p, int nodes, int k, int side, const int64_t* candidate, int32_t* cell) {
+  constexpr int kNodes = 64;
+  constexpr double kCoincide = 1e-9;  // in units of the field's radius: there is no direction but rounding's
+  knn_items((nodes + kNodes - 1) / kNodes, (int64_t)nodes * k * 64, [&](int item) {
+    std::vector<double> laid[2];
+    laid[0].resize((size_t)k), laid[1].resize((size_t)k);
+    for (int n = item * kNodes; n < std::min((item + 1) * kNodes, nodes); ++n) {
+      double low[2] = {HUGE_VAL, HUGE_VAL}, high[2] = {-HUGE_VAL, -HUGE_VAL};
+      for (int j = 0; j < k; ++j) {
+        const int64_t m = candidate[(int64_t)n * k + j];
+        double at[2] = {p.places[2 * m], p.places[2 * m + 1]};
+        if (p.axes > 0) {
+          double squares = 0;
+          for (int a = 0; a < p.axes; ++a) {
+            double d = std::fabs(p.cortex[m * p.axes + a] - p.node_cortex[(int64_t)n * p.axes + a]);
+            if (p.wraps && a == 1) d = std::min(d, 1 - d);
+            squares += d * d;
+          }
+          const double x = at[0] - p.node_places[2 * n], y = at[1] - p.node_places[2 * n + 1], length = std::sqrt(x * x + y * y);
+          const double distance = std::sqrt(squares);
+          at[0] = length > kCoincide ? distance * (x / length) : distance;
+          at[1] = length > kCoincide ? distance * (y / length) : 0;
+        }
+        for (int a = 0; a < 2; ++a) {
+          laid[a][(size_t)j] = at[a];
+          low[a] = std::min(low[a], at[a]), high[a] = std::max(high[a], at[a]);
+        }
+      }
+      for (int j = 0; j < k; ++j) {
+        int steps[2];
+        for (int a = 0; a < 2; ++a) {
+          const double step = (laid[a][(size_t)j] - low[a]) / (high[a] - low[a] + 1e-6) * (side - 1);
+          steps[a] = (int)std::clamp(std::ceil(step - 0.5), 0.0, (double)(side - 1));
+        }
+        cell[(int64_t)n * k + j] = steps[0] * side + steps[1];
+      }
+    }
+  });
+}
+
 }  // namespace sightline
