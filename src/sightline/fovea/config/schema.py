@@ -217,7 +217,7 @@ def _check_values(tree: Section) -> None:
     for name, only in _NOT_HERE.items():
         value = _value(tree, name)
         if value is not None and value != only:
-            raise ConfigError(f"{name}: sensors of calibrated cameras are not here; leave it out")
+            raise ConfigError(f"{name}: a configuration cannot make a calibrated camera; leave it out, and see RetinalTransform(camera=)")
 
 
 def _all_positive(value: Any) -> bool:
