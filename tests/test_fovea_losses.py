@@ -159,7 +159,7 @@ def test_two_processes_have_the_loss_and_gradient_of_the_whole_batch() -> None:
         fabric.launch(two_processes, make(), first, second, weights, results)
         assert set(results.keys()) == {0, 1}
         for value, gradient in results.values():
-            assert value == pytest.approx(float(alone), rel=1e-5)
+            assert value == pytest.approx(alone.item(), rel=1e-5)
             torch.testing.assert_close(torch.tensor(gradient), layer.weight.grad, rtol=1e-4, atol=1e-5)
 
 
@@ -193,7 +193,7 @@ def test_lars_is_the_formula() -> None:
         plain_moment = 0.9 * plain_moment + 1.0
         plain -= 0.5 * plain_moment
     torch.testing.assert_close(matrix.data.double(), expected, rtol=1e-5, atol=1e-6)
-    assert float(vector) == pytest.approx(plain)
+    assert vector.item() == pytest.approx(plain)
 
 
 def test_lars_moves_weights_that_are_zero() -> None:
