@@ -371,6 +371,9 @@ def fovea_training(result: Result) -> str:
         mean = 100 * sum(values) / len(values)
         return f"{mean:.1f}" if len(values) == 1 else f"{mean:.1f} ({100 * min(values):.1f} to {100 * max(values):.1f})"
 
+    def trained(cases: list[dict[str, Any]]) -> list[str]:
+        return [f"{sum(case['cpu_seconds'] for case in cases) / len(cases):.0f}", str(len(cases))]
+
     counts = ("1", "2", "4", "8")
     rows = []
     for name, test, words in (
@@ -382,18 +385,18 @@ def fovea_training(result: Result) -> str:
         cases = by_name.get(name, [])
         if cases:
             samples = f"{cases[0]['samples']} per fixation"
-            rows.append([words, samples, *(cell([case["tests"][test]["top1"][n] for case in cases]) for n in counts), str(len(cases))])
+            rows.append([words, samples, *(cell([case["tests"][test]["top1"][n] for case in cases]) for n in counts), *trained(cases)])
     for count in counts:
         ends = {name: cases for name, cases in by_name.items() if name.startswith(f"dense, {count} x")}
         if ends:
             # Of the two ends the one that was better on the first seed was trained with the others too.
             cases = max(ends.values(), key=lambda cases: (len(cases), cases[0]["top1"]))
             words = f"dense, whole scene at {cases[0]['side']}x{cases[0]['side']}"
-            row = [words, f"{cases[0]['samples']} in all", *("" for _ in counts), str(len(cases))]
+            row = [words, f"{cases[0]['samples']} in all", *("" for _ in counts), *trained(cases)]
             row[2 + counts.index(count)] = cell([case["top1"] for case in cases])
             rows.append(row)
-    head = ["right answers in %", "samples", *("1 fixation" if n == "1" else f"{n} fixations" for n in counts), "seeds"]
-    return table(head, rows)
+    head = ["right answers in %", "samples", *("1 fixation" if n == "1" else f"{n} fixations" for n in counts)]
+    return table([*head, "CPU s per training", "seeds"], rows)
 
 
 TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
@@ -421,6 +424,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "sweep": ("models", sweep),
     "sweepsummary": ("models", sweep_summary),
     "foveatraining": ("train-fovea", fovea_training),
+    "foveatraining16": ("train-fovea16", fovea_training),
     "conditions": ("networks", conditions),
 }
 

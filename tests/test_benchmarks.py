@@ -387,13 +387,15 @@ def test_every_table_renders(monkeypatch: pytest.MonkeyPatch) -> None:
     foveated: dict[str, Any] = {
         "case": "foveated, learned",
         "samples": 123,
+        "cpu_seconds": 90.0,
         "tests": dict.fromkeys(("learned", "contrast", "random"), looked),
     }
     better = {"top1": dict.fromkeys(("1", "2", "4", "8"), 0.75)}
-    dense = [{"case": f"dense, 4 x, {end}", "samples": 529, "side": 23, "top1": top1} for end, top1 in (("average", 0.2), ("all", 0.3))]
+    same = {"samples": 529, "side": 23, "cpu_seconds": 30.4}
+    dense = [{"case": f"dense, 4 x, {end}", "top1": top1, **same} for end, top1 in (("average", 0.2), ("all", 0.3))]
     text = tables.fovea_training(result("train-fovea", [foveated, {**foveated, "tests": {**foveated["tests"], "learned": better}}, *dense]))
     assert "| foveated, looks where answers become certain | 123 per fixation | 62.5 (50.0 to 75.0) |" in text
-    assert "| dense, whole scene at 23x23 | 529 in all |  |  | 30.0 |  | 1 |" in text
+    assert "| dense, whole scene at 23x23 | 529 in all |  |  | 30.0 |  | 30 | 1 |" in text
     state = {"case": "net", "reported": 2**20, "gained": 2**21, "ratio": 0.5, "weights": 0}
     assert "| net | 1.0 | 2.0 | 0.500 | 0.0 |" in tables.memory(result("memory", [state]))
     assert tables.conditions(result("networks", [])).startswith("A CPU (avx2), 2 cores; torch 2.13.0, numpy 2.4.6; medians, CPU time")
@@ -423,3 +425,10 @@ def test_renderer_rejects_what_it_cannot_render(text: str, tmp_path: Path) -> No
     page.write_text(text)
     done = run("render_tables.py", "--results", str(tmp_path), str(page))
     assert done.returncode == 1 and "page.md: " in done.stderr and page.read_text() == text
+
+
+def test_foveated_networks_are_timed_beside_their_dense_controls(tmp_path: Path) -> None:
+    result = quick("bench_fovea.py", tmp_path, "--only", "ResNet-18 inference")
+    assert [case["case"] for case in result["cases"]] == ["ResNet-18 inference, batch 2"]
+    times = check_rows(result["cases"][0])
+    assert {"ours", "dense"} <= times.keys()

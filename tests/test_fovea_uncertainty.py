@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sightline.errors import ShapeError
-from sightline.fovea import KNNConv, KNNPool, RetinalTransform, SensorGrid
+from sightline.fovea import KNNBatchNorm, KNNConv, KNNPool, RetinalTransform, SensorGrid
 from sightline.fovea.layers import KNNDepthwiseConv, KNNDepthwiseSeparableConv
 from sightline.fovea.saccades import Glimpses
 from sightline.fovea.saccades.uncertainty import UncertaintySaccades, certainty
@@ -170,7 +170,28 @@ def test_what_cannot_be_is_refused() -> None:
         looking.loss(glimpses, torch.zeros(2, 1), (SIDE, SIDE))
 
 
-# ------------------------------------------------------------------------------- layers in mixed precision (training)
+# ------------------------------------------------------------------------------------------------ layers in training
+
+
+@pytest.mark.parametrize("node_major", [True, False])
+@pytest.mark.parametrize("shape", [(24, 4, 33), (3, 2, 5), (64, 24, 123), (1, 3, 7), (5, 1, 7)])
+def test_batch_norm_has_the_gradients_of_pytorch(shape: tuple[int, int, int], node_major: bool) -> None:
+    batch, channels, nodes = shape
+
+    def laid_out() -> torch.Tensor:
+        return torch.randn(nodes, batch, channels).permute(1, 2, 0) if node_major else torch.randn(shape)
+
+    ours, reference = KNNBatchNorm(nodes, channels), torch.nn.BatchNorm1d(channels).double()
+    x = laid_out().requires_grad_()
+    wide = x.detach().double().contiguous().requires_grad_()
+    for gradient in (laid_out(), torch.randn(shape)):
+        for leaf in (x, wide, *ours.parameters(), *reference.parameters()):
+            leaf.grad = None
+        ours(x).backward(gradient)
+        reference(wide).backward(gradient.double())
+        for one, other in ((x, wide), (ours.weight, reference.weight), (ours.bias, reference.bias)):
+            assert one.grad is not None and other.grad is not None
+            torch.testing.assert_close(one.grad.double(), other.grad, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [KNNConv, KNNDepthwiseConv, KNNDepthwiseSeparableConv])

@@ -186,6 +186,31 @@ def test_residual_networks_stream_points_natively(backend: Backend) -> None:
     assert all(row["executor"] == backend.name for row in rows[:-1])
 
 
+@both_executors
+@pytest.mark.parametrize("kind", ["convnext", "depthwise separable"])
+def test_depthwise_layers_and_response_norms_stream_points_natively(backend: Backend, kind: str) -> None:
+    torch.manual_seed(2)
+    net: Any
+    if kind == "convnext":
+        net = FoviNet(compose("fovi_convnext", ["saccades.resize_size=32", "data.num_classes=4"])).network.backbone
+    else:
+        net = KNNAlexNet(16, 3, [9, 18], [1, 1], [0], [9, 9], n_classes=4, auto_match_cart_resources=1, layer_cls="dwsep")
+    for name, parameter in net.named_parameters():
+        if name.endswith(("gamma", "beta", "bias")):
+            nn.init.normal_(parameter, 0, 0.3)
+    stream = sl.stream(net, backend=backend.name)
+    samples = torch.rand(2, 3, len(net.in_coords))
+    for index in range(3):
+        samples = samples.clone()
+        samples[0, :, 40:44] += 0.5
+        assert_equals_dense(stream(samples), net, samples)
+        assert index == 0 or 0 < stream.stats.last.macs_share < 0.6  # the second element rests
+        if backend.name == "native":
+            oracle.assert_bits_equal(stream(samples), stream.clone()(samples))
+    on_torch = [row["op"] for row in stream.explain().rows if row["executor"] == "torch"]
+    assert backend.name == "torch" or on_torch == (["aten.layer_norm.default", "aten.reshape.default"] if kind == "convnext" else [])
+
+
 def _resnet() -> Any:
     config = ["saccades.resize_size=32", "model.channel_mult=0.1", "model.mlp=16", "data.num_classes=4"]
     return FoviNet(compose("fovi_resnet18_rf1", config)).network.backbone

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -68,7 +69,8 @@ def test_nothing_behind_a_map_is_touched(module: ModuleType, group: int) -> None
 def test_the_guard_works(module: ModuleType) -> None:
     (block,) = _guarded_arena([5], torch.float32)
     block.fill_(1.0)
-    maps = [line.split() for line in open("/proc/self/maps")] if hasattr(mmap, "MADV_HUGEPAGE") else []  # noqa: PTH123, SIM115
+    table = Path("/proc/self/maps")
+    maps = [line.split() for line in table.read_text().splitlines()] if table.exists() else []
     end = block.data_ptr() + block.nbytes
     behind = [fields for fields in maps if int(fields[0].partition("-")[0], 16) <= end < int(fields[0].partition("-")[2], 16)]
     assert not maps or behind[0][1].startswith("---")

@@ -17,6 +17,7 @@ import points
 import sightline as sl
 from sightline import kernels
 from sightline.footprint import WindowFootprint
+from sightline.fovea.layers.function import knn_depthwise
 from sightline.graph import rules
 from sightline.graph.capture import capture
 from sightline.graph.plan import make_plan
@@ -168,6 +169,41 @@ def test_norms_and_linear_layers_follow_in_whichever_order_of_axes(backend: Back
     ops = [step.head.op for step in executor_of(stream).plan.steps]
     assert ops == ["input", "knn_conv", "channel_norm", "conv2d", "knn_conv", "torch"]
     assert 0 < stream.stats.last.density["rows.mix"] < 0.6
+
+
+class Depthwise(nn.Module):
+    """Each channel for itself, with one output or two, between constants that differ from point to point."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.index = points.table(40, 30, 5, 3)
+        self.cell = torch.randint(0, 4, self.index.shape).to(torch.int32)
+        self.weight = nn.Parameter(torch.randn(8, 4, outputs))
+        self.first, self.last = points.Conv(3, 8, 40, 40, 4, 2, 1), points.Conv(8 * outputs, 4, 30, 20, 4, 2, 2)
+        self.shift = nn.Parameter(torch.randn(8 * outputs, 30))
+        self.scale = nn.Parameter(torch.rand(1, 1, 30))
+        self.offset = nn.Parameter(torch.randn(8 * outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = knn_depthwise(self.first(x.squeeze(2)), self.weight, self.index, self.cell) + self.shift
+        y = self.offset + (self.scale * y).permute(2, 0, 1)
+        strength = torch.linalg.vector_norm(y, dim=0, keepdim=True)
+        out: Tensor = self.last((y * strength / strength.mean(-1, keepdim=True)).permute(1, 2, 0))
+        return out
+
+
+@every_backend
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_depthwise_layers_constants_and_response_norms(backend: Backend, outputs: int) -> None:
+    torch.manual_seed(8)
+    model = Depthwise(outputs).to(backend.dtype)
+    stream = sl.stream(model, backend=backend.name)
+    for frame in points.video((2, 3, 1, 40), 4, 9, backend.dtype):
+        assert_equals_dense(stream(frame), model, frame)
+    on_torch = [row["op"] for row in stream.explain().rows if row["executor"] == "torch"]
+    if backend.name == "native":
+        assert len(on_torch) == 1  # the output's own order of axes
+        oracle.assert_bits_equal(stream(frame), stream.clone()(frame))
 
 
 @given(st.integers(0, 2**31), st.floats(0.02, 1.0))

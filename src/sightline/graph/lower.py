@@ -403,6 +403,14 @@ class _Lowering:
         native_id = self.program.add_knn(target, source, cols, _address(weight), _address(bias), weight.shape[0], cells, cell.ctypes.data)
         self._done(step, native_id)
 
+    def _emit_knn_depthwise(self, step: Step) -> None:
+        a = step.head.attrs
+        target, source, _, cols, _ = self._window(step)
+        weight, cell = _floats(a["weight"].transpose(1, 2)), np.ascontiguousarray(a["cell"].cpu().numpy(), dtype=np.int32)
+        self.keep += [weight, cell]
+        native_id = self.program.add_knn_depthwise(target, source, cols, _address(weight), a["weight"].shape[1], cell.ctypes.data)
+        self._done(step, native_id)
+
     # -- windows -----------------------------------------------------------------------------------------------------
 
     def _window(self, step: Step) -> tuple[int, int, int, int, WindowFootprint]:

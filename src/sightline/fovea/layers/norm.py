@@ -33,7 +33,8 @@ class KNNBatchNorm(nn.BatchNorm1d):
         """(B, C, N) to (B, C, N)."""
         _check(self, x, self.num_features, None)
         batch, channels, nodes = x.shape
-        # As channels-last pixels of one row, where PyTorch's kernel runs along channels; a view of node-major maps.
+        # As channels-last pixels of one row, where PyTorch's kernel runs along channels; a view of node-major maps. Not as one image per
+        # node: the gradient of that comes out wrong (the kernel misreads the layout of what comes back).
         pixels = node_major(x).view(1, nodes * batch, 1, channels).permute(0, 3, 1, 2)
         normed: Tensor = super().forward(pixels)
         return as_map(normed.permute(0, 2, 3, 1).reshape(nodes, batch, channels))

@@ -109,7 +109,8 @@ class SaccadePolicy(nn.Module):
 
     def look(self, images: torch.Tensor, fixations: torch.Tensor, sizes: torch.Tensor) -> Glimpses:
         """Glimpses at fixations (B, F, 2) with sizes (B, F, 2); behind a calibrated camera sizes only help to choose places."""
-        seen = self.retina(images, fixations, sizes if self.retina.camera is None else None)
+        through_camera = getattr(self.retina, "camera", None) is not None  # other modules may stand in for a retina
+        seen = self.retina(images, fixations, None if through_camera else sizes)
         return Glimpses(seen, fixations, sizes, _steps(fixations))
 
     # ---------------------------------------------------------------------------------------------- for users

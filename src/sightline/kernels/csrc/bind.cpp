@@ -173,6 +173,9 @@ NB_MODULE(_native, m) {
       .def("add_knn", [](Program& p, int out, int in, int cols, uintptr_t weight, uintptr_t bias, int cout, int cells, uintptr_t cell) {
         return p.add_knn(out, in, cols, pointer<float>(weight), pointer<float>(bias), cout, cells, pointer<int32_t>(cell));
       })
+      .def("add_knn_depthwise", [](Program& p, int out, int in, int cols, uintptr_t weight, int cells, uintptr_t cell) {
+        return p.add_knn_depthwise(out, in, cols, pointer<float>(weight), cells, pointer<int32_t>(cell));
+      })
       .def("add_max_pool", &Program::add_max_pool, nb::arg("out"), nb::arg("source"), nb::arg("rows"), nb::arg("cols"),
            nb::arg("empty") = -std::numeric_limits<float>::infinity())
       .def("add_weighted", [](Program& p, int out, int in, int rows, int cols, uintptr_t wy, uintptr_t wx, uintptr_t div_y, uintptr_t div_x,

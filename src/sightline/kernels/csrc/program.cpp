@@ -365,22 +365,39 @@ void Program::fuse_block(int last, int depthwise, int expand) {
   zero_elements = std::max<int64_t>(zero_elements, 64 * ld + 64);
 }
 
-int Program::add_knn(int out, int in, int cols, const float* weight, const float* bias, int cout, int cells, const int32_t* cell) {
+Step& Program::push_knn(int out, int in, int cols, int cells, const int32_t* cell) {
   const Tensor tin = tensors.at((size_t)in), tout = tensors.at((size_t)out);
-  const Axis& table = axes.at((size_t)cols);
-  if (tin.h != 1 || tout.h != 1 || tin.n != tout.n || table.in != tin.w || table.out != tout.w || tout.c != cout || cells < 1)
+  const std::vector<int32_t>& index = axes.at((size_t)cols).index;
+  if (tin.h != 1 || tout.h != 1 || tin.n != tout.n || axes[(size_t)cols].in != tin.w || axes[(size_t)cols].out != tout.w || cells < 1)
     throw std::invalid_argument("knn: shapes do not fit");
-  for (size_t i = 0; i < table.index.size(); ++i)
-    if (table.index[i] >= 0 && (cell[i] < 0 || cell[i] >= cells)) throw std::invalid_argument("knn: cell outside the weight");
-  const size_t taps = table.index.size();
+  for (size_t i = 0; i < index.size(); ++i)
+    if (index[i] >= 0 && (cell[i] < 0 || cell[i] >= cells)) throw std::invalid_argument("knn: cell outside the weight");
+  const size_t taps = index.size();
   const int32_t only = 0;
-  const int rows = add_axis(1, 1, 1, &only);  // `table` is no longer valid
+  const int rows = add_axis(1, 1, 1, &only);  // `index` is no longer valid
   const Link link = window(in, rows, cols);
   Step& s = push(Kind::kKnn, out);
   s.links.push_back(link);
   s.cin = tin.c;
   s.cells = cells;
   s.cell.assign(cell, cell + taps);
+  return s;
+}
+
+int Program::add_knn_depthwise(int out, int in, int cols, const float* weight, int cells, const int32_t* cell) {
+  const int c = tensors.at((size_t)out).c;
+  if (c % tensors.at((size_t)in).c) throw std::invalid_argument("knn: channels do not fit");
+  Step& s = push_knn(out, in, cols, cells, cell);
+  s.cpad = (c + 15) / 16 * 16;
+  s.weights = Aligned((size_t)s.cpad * (size_t)cells + 64);
+  for (int i = 0; i < c; ++i)
+    for (int v = 0; v < cells; ++v) s.weights.data[(size_t)v * (size_t)s.cpad + (size_t)i] = weight[(size_t)i * (size_t)cells + (size_t)v];
+  return (int)steps.size() - 1;
+}
+
+int Program::add_knn(int out, int in, int cols, const float* weight, const float* bias, int cout, int cells, const int32_t* cell) {
+  if (tensors.at((size_t)out).c != cout) throw std::invalid_argument("knn: channels do not fit");
+  Step& s = push_knn(out, in, cols, cells, cell);
   const int lanes = k->lanes;
   const auto widths = panel_widths((cout + lanes - 1) / lanes, lanes);
   for (int v : widths) s.ldo += v * lanes;

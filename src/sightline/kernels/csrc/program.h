@@ -152,6 +152,8 @@ class Program {
   // A layer on points (maps of one row): out[o] = bias + sum over taps j of the weight's part cell[o * taps + j] times in[axis[o][j]];
   // 0 where there is no tap. The weight is (cout, cin, cells).
   int add_knn(int out, int in, int cols, const float* weight, const float* bias, int cout, int cells, const int32_t* cell);
+  // Likewise, each channel for itself: output channel c * g + i reads channel c. The weight is (c * g, cells), and there is no bias.
+  int add_knn_depthwise(int out, int in, int cols, const float* weight, int cells, const int32_t* cell);
   // `empty`: the value where a window holds nothing.
   int add_max_pool(int out, int in, int rows, int cols, float empty);
   int add_weighted(int out, int in, int rows, int cols, const float* wy, const float* wx, const float* div_y, const float* div_x,
@@ -185,6 +187,7 @@ class Program {
 
  private:
   Step& push(Kind kind, int out);
+  Step& push_knn(int out, int in, int cols, int cells, const int32_t* cell);
   Link window(int in, int rows, int cols);
   void narrow_conv(Step& s, const float* weight, const float* bias, int cout);
   void narrow_upsample(Step& s);
@@ -308,6 +311,7 @@ class State {
   void block_expand(const Block& b, int row, int image, int c0, int c1, Scratch& w);
   void block_depthwise(const Block& b, const Site* list, int n, int place, int image, int c0, Scratch& w);
   void run_knn(int step);
+  void run_knn_depthwise(int step);
   void knn_rows(const Step& s, const Site* list, int count, float* rows, Scratch& w) const;
   void knn_rows_float(const Step& s, const Site* list, int count, float* rows, Scratch& w) const;
   void run_windows(int step);

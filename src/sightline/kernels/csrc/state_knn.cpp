@@ -86,8 +86,41 @@ void State::knn_rows_float(const Step& s, const Site* list, int count, float* ro
   knn_conv(*s.knn, table, 1, KnnMap{reinterpret_cast<float*>(at(l.tensor)), tin.ld, 0}, KnnMap{rows, s.ldo, 0});
 }
 
+// Each channel for itself: tap after tap is added to a row that stays in the first cache.
+void State::run_knn_depthwise(int step) {
+  const Step& s = program->steps[(size_t)step];
+  const Link& l = s.links[0];
+  const Tensor &tin = program->tensors[(size_t)l.tensor], &tout = program->tensors[(size_t)s.out];
+  const Axis& axis = program->axes[(size_t)l.cols];
+  const Kernels& k = *program->k;
+  const Raw* base = at(l.tensor);
+  const int64_t ld = (int64_t)tin.ld * k.element;
+  const int outputs = tout.c / tin.c;
+  list_sites(step);
+  for_chunks(step, (int64_t)axis.taps * tout.c, [&](const Publish& pub, const Site* list, int n, float* rows, int ldr, Scratch& w) {
+    if (outputs > 1) grow(w.middle, (size_t)ldr + 64);
+    Raw* repeated = reinterpret_cast<Raw*>(w.middle.data);
+    for (int i = 0; i < n; ++i) {
+      const int32_t *index = axis.index.data() + (size_t)list[i].x * axis.taps, *cell = s.cell.data() + (size_t)list[i].x * axis.taps;
+      const Raw* image = base + (int64_t)(list[i].index / tout.w) * tin.w * ld;
+      float* row = rows + (int64_t)i * ldr;
+      std::fill(row, row + ldr, 0.0f);
+      for (int j = 0; j < axis.taps; ++j) {
+        if (index[j] < 0) continue;
+        const Raw* tap = image + index[j] * ld;
+        if (outputs > 1) {  // every channel as often as it is read
+          for (int c = 0; c < tout.c; ++c) std::memcpy(repeated + c * k.element, tap + c / outputs * k.element, (size_t)k.element);
+          tap = repeated;
+        }
+        k.depthwise(&tap, 1, s.weights.data + (size_t)cell[j] * (size_t)s.cpad, s.cpad, row, PixelTask{&pub, list + i, 1, nullptr, row, ldr});
+      }
+    }
+  });
+}
+
 void State::run_knn(int step) {
   const Step& s = program->steps[(size_t)step];
+  if (s.cpad) return run_knn_depthwise(step);
   list_sites(step);
   const Publish pub = publisher(step);
   const int n = (int)list_.size(), threads = Pool::instance().threads();
