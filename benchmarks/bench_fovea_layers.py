@@ -2,8 +2,7 @@
 
 One thread, the layers of the packaged AlexNet (4085 samples per image) and the first one of fovi's tutorial, random weights: the same in
 ours and fovi's. Ours take and give node-major maps. The dense control is the same layer on a square map of about as many pixels. Peak
-memory is that of the whole AlexNet backbone over what the process held before the call, each in a process of its own; training
-includes 57 MiB of gradients of the weights in ours and fovi.
+memory is that of inference with the whole AlexNet backbone over what the process held before the call, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -123,52 +122,42 @@ def tables(rings: int) -> tuple[list[Contestant], float]:
     return [Contestant("ours", ours, before=forget)], 0.0
 
 
-def peak(name: str, batch: int, training: bool) -> float:
+def peak(name: str, batch: int) -> float:
     """MiB at the highest over what was held before; runs in a process of its own."""
     torch.manual_seed(0)
     peers = fovi_networks() if name == "fovi" else None
-    net = makers("AlexNet", 64, peers)[name]().train(training)
-    shape = (batch, 3, 64, 64) if name == "dense" else (batch, 3, 4085)
-    x = torch.randn(shape)
-
-    def run() -> None:
-        if not training:
-            net(x)
-            return
-        with torch.enable_grad():
-            net(x).sum().backward()
-        net.zero_grad()
+    net = makers("AlexNet", 64, peers)[name]().eval()
+    x = torch.randn((batch, 3, 64, 64) if name == "dense" else (batch, 3, 4085))
 
     def status(key: str) -> int:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(key + ":"))
 
     with torch.no_grad():
-        run()
-        run()
+        net(x)
+        net(x)
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         before = status("VmRSS")
-        run()
+        net(x)
     return (status("VmHWM") - before) / 1024
 
 
 def memory(arguments: argparse.Namespace, with_fovi: bool) -> list[dict[str, Any]]:
     """Peaks of the AlexNet backbone."""
     cases = []
-    for batch in (1,) if arguments.quick else (1, 16, 64):
-        for training in (False, True):
-            case = f"AlexNet {'forward and backward' if training else 'inference'}, batch {batch}"
-            found = {}
-            for name in ("ours", *(("fovi",) if with_fovi else ()), "dense"):
-                command = [sys.executable, __file__, "--child", name, str(batch), str(int(training))]
-                run = subprocess.run(command, capture_output=True, text=True, check=False)
-                if run.returncode:
-                    raise Disagreement(f"{case}: the measuring process failed: {run.stderr.strip().splitlines()[-1:]}")
-                found[name] = float(json.loads(run.stdout.splitlines()[-1]))
-            print(f"{case:<40} MiB {found}", flush=True)
-            cases.append({"case": case, "rows": [], "peak_mib": found})
+    for batch in (1,) if arguments.quick else (1, 16):
+        case = f"AlexNet inference, batch {batch}"
+        found = {}
+        for name in ("ours", *(("fovi",) if with_fovi else ()), "dense"):
+            command = [sys.executable, __file__, "--child", name, str(batch)]
+            run = subprocess.run(command, capture_output=True, text=True, check=False)
+            if run.returncode:
+                raise Disagreement(f"{case}: the measuring process failed: {run.stderr.strip().splitlines()[-1:]}")
+            found[name] = float(json.loads(run.stdout.splitlines()[-1]))
+        print(f"{case:<60} MiB {found}", flush=True)
+        cases.append({"case": case, "rows": [], "peak_mib": found})
     return cases
 
 
@@ -195,7 +184,7 @@ def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
         if arguments.only not in what:
             continue
         found, error = make()
-        rows = race(found, threads=arguments.threads, rounds=3 if quick else 5, burst=1, budget=15)
+        rows = race(found, threads=arguments.threads, rounds=3, burst=1, budget=30)
         time = {row["contestant"]: row["seconds"]["median"] for row in rows}
         beside = "".join(f"  {who} {time[who] * 1e3:9.2f} ms" for who in ("fovi", "dense") if who in time)
         print(f"{what:<60} {time['ours'] * 1e3:9.2f} ms{beside}", flush=True)
@@ -207,8 +196,8 @@ def measure(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], list[s
 
 if __name__ == "__main__":
     if "--child" in sys.argv:
-        kind, images, mode = sys.argv[sys.argv.index("--child") + 1 :]
+        kind, images = sys.argv[sys.argv.index("--child") + 1 :]
         torch.set_num_threads(1)
-        print(json.dumps(peak(kind, int(images), mode == "1")))
+        print(json.dumps(peak(kind, int(images))))
         sys.exit(0)
     sys.exit(main(parser("fovea_layers", __doc__ or "").parse_args(), measure))

@@ -180,7 +180,9 @@ def filter_noise(
     source: tuple[int, int, int],
     target: tuple[int, int, int],
 ) -> bool:
-    """One frame through the temporal noise filter; False where it holds NaN or Inf."""
+    """
+    One frame through the temporal noise filter; False where it holds NaN or Inf.
+    """
 
 def knn_conv(
     isa: str, shape: tuple[int, int, int, int], table: tuple[int, int, int, int, int], x: int, weight: int, bias: int, out: int
@@ -204,3 +206,8 @@ def knn_sum_pool(arg0: str, arg1: tuple[int, int, int, int, int], arg2: int, arg
 def knn_sum_pool_backward(arg0: str, arg1: tuple[int, int, int, int, int], arg2: int, arg3: int, arg4: int, arg5: int, /) -> None: ...
 def knn_search(sizes: tuple[int, int, int, int], source: int, target: int, index: int, distance: int) -> None:
     """The k nearest points: (points, queries, axes, k), float64 coordinates."""
+
+def knn_cells(sizes: tuple[int, int, int, int, int, bool], points: tuple[int, int, int, int], candidate: int, cell: int) -> None:
+    """
+    Kernel cells of candidates: (candidates, nodes, k, side, cortical axes or 0, wraps), addresses of float64 coordinates.
+    """
