@@ -335,7 +335,7 @@ def test_retina_and_policies_by_fovis_names() -> None:
     assert (trained_only(images)["fixations"] == 0.5).all()
     assert NoSaccadePolicy(retina)(images)["x_fixs"].shape == (2, 1, 3, 230)
     assert abs(get_min_cmf_a(256, 64, 256, 16) - 0.7628) < 1e-4
-    with pytest.raises(ConfigError, match="calibrated cameras"):
+    with pytest.raises(ConfigError, match="calibrated camera"):
         RetinalTransform(16, device="cpu", camera_model={"model": "pinhole"})
 
 

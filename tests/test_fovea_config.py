@@ -73,7 +73,7 @@ def test_a_users_own_file_may_build_on_the_packaged_ones(tmp_path: Path) -> None
         (["model.norm=bacth"], "model.norm must be one of batch"),
         (["saccades.mode=hexagonal"], "saccades.mode must be one of isotropic"),
         (["saccades.resize_size=0"], "saccades.resize_size must be greater than 0"),
-        (["+saccades.camera_model=pinhole"], "calibrated cameras are not here"),
+        (["+saccades.camera_model=pinhole"], "cannot make a calibrated camera"),
         (["data=IN10"], "Could not find 'data/IN10'"),
         (["saccades.fov"], "cannot be composed"),
     ],

@@ -89,6 +89,29 @@ def test_networks_run_forward_and_every_parameter_gets_a_gradient(name: str) -> 
     assert torch.isfinite(torch.cat([value.grad.flatten() for value in net.parameters() if value.grad is not None])).all()
 
 
+@pytest.mark.parametrize("name", ["alexnet, classes", "bottlenecks", "convnext", "vit"])
+def test_gradients_are_those_of_small_steps(name: str) -> None:
+    """In training mode, in float64: the slope along a random direction of all parameters."""
+    net = NETWORKS[name]()[0].double()
+    for module in net.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_hook(lambda _module, _args, output: nn.functional.softplus(output))  # no corners near a step
+    x = torch.rand(3, 3, len(net.in_coords), dtype=torch.float64)
+    wanted = torch.rand_like(net(x))
+    directions = [torch.randn_like(value) for value in net.parameters()]
+
+    def loss(step: float) -> Tensor:
+        moved = {key: value + step * way for (key, value), way in zip(net.named_parameters(), directions, strict=True)}
+        result: Tensor = (torch.func.functional_call(net, moved, (x,)) * wanted).sum()
+        return result
+
+    loss(0.0).backward()
+    slope = sum(float((value.grad * way).sum()) for value, way in zip(net.parameters(), directions, strict=True))
+    with torch.no_grad():
+        measured = float(loss(1e-7) - loss(-1e-7)) / 2e-7
+    assert abs(slope - measured) <= 1e-4 * abs(measured) + 1e-4
+
+
 @pytest.mark.parametrize("name", ["alexnet, classes", "resnet 9", "convnext", "vit"])
 def test_images_of_a_batch_do_not_touch_each_other_in_evaluation(name: str) -> None:
     net = NETWORKS[name]()[0].eval()

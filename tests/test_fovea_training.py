@@ -272,7 +272,7 @@ def test_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     Trainer(small("training.epochs=1"), tmp_path).fit()
     with pytest.raises(CheckpointError, match=r"training.base_lr=0.008, and is to go on with 0.01"):
         Trainer(small("training.epochs=1", "training.base_lr=0.01"), tmp_path).fit(resume=True)
-    Trainer(small("training.epochs=1", "logging.log_level=1"), tmp_path).fit(resume=True)
+    Trainer(small("training.epochs=1", "logging.checkpoint_freq=1"), tmp_path).fit(resume=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint at all", None])
@@ -326,6 +326,18 @@ def test_unknown_keys_are_refused() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- evaluation
+
+
+def test_evaluating_only_changes_nothing(tmp_path: Path) -> None:
+    trained = Trainer(small(), tmp_path)
+    report = trained.fit()
+    before = (tmp_path / LAST).read_bytes()
+    again = Trainer(small("training.eval_only=1"), tmp_path)
+    shown = again.fit(resume=True)
+    assert shown.evaluation is not None and report.evaluation is not None
+    assert shown.evaluation.to_dict() == report.evaluation.to_dict()
+    assert (tmp_path / LAST).read_bytes() == before
+    assert_bit_equal(weights(again), weights(trained))
 
 
 def test_fewer_fixations_are_the_first_ones() -> None:

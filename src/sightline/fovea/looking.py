@@ -33,6 +33,7 @@ class IdentityRetina(nn.Module):
     def __init__(self, fixation_size: float | Sequence[float]) -> None:
         super().__init__()
         self.fixation_size = fixation_size
+        self.camera = None  # policies ask: with a calibrated one, sizes in pixels would mean nothing
 
     @property
     def default_size(self) -> tuple[float, float]:

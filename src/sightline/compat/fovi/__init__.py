@@ -28,8 +28,9 @@ What the original does wrong, and what happens here:
 - Tables are plain attributes that stay on the CPU: they are buffers.
 - An unknown key in a configuration is ignored: it is refused.
 
-Not here (`ConfigError` or no such name): DINOv3, LoRA, downloads from hubs, several magnifications in one network, calibrated cameras, the
-FFCV loader and the trainer (``sightline fovea train`` trains), kernel back ends (their arguments have no effect).
+Not here (`ConfigError` or no such name): DINOv3, LoRA, downloads from hubs, several magnifications in one network, calibrated cameras (they
+are in `sightline.fovea.RetinalTransform`), the FFCV loader and the trainer (``sightline fovea train`` trains), kernel back ends (their
+arguments have no effect).
 
 Source: names and semantics of nblauch/fovi (arXiv 2602.03766), written from its description.
 """

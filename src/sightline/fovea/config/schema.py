@@ -25,7 +25,9 @@ FOVI_ONLY = frozenset(
         "transforms.foveal_color", "validation.do_roc", "validation.no_fov_color_val", "logging.use_wandb", "logging.wandb", "dist",
         "training.from_checkpoint", "training.lr_schedule", "training.standard_probe_optim", "training.distributed", "training.num_crops",
         "training.train_probes_only", "training.last_layer_probes_only", "training.subset", "training.load_cpu", "training.balance_loss",
-        "training.allow_nans", "pretrained_model", "hydra", "model.vit.attn_backend",
+        "training.allow_nans", "training.lr_decay_factor", "training.patience_epochs", "data.subset", "logging.folder", "logging.base_fn",
+        "logging.log_level", "validation.repeats", "validation.val_every", "transforms.where",
+        "pretrained_model", "hydra", "model.vit.attn_backend",
     }
 )  # fmt: skip
 
@@ -51,7 +53,6 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "saccades.ties": ("stable", "fovi"),
     "saccades.sampler": ("grid_nn", "grid_bilinear", "pooling", "gaussian_pooling"),
     "saccades.fix_agg": ("mean", "force_mean", "attn", "rnn", "lstm", "gru", None),
-    "transforms.where": ("loader", "pre_warp", "post_warp"),
     "data.kind": ("folder", "torchvision", "webdataset", "digit_scenes"),
     "training.optimizer": ("adamw", "sgd", "lars"),
     "training.lr_scheduler": ("cosine_decay_with_warmup", "constant"),
@@ -216,7 +217,7 @@ def _check_values(tree: Section) -> None:
     for name, only in _NOT_HERE.items():
         value = _value(tree, name)
         if value is not None and value != only:
-            raise ConfigError(f"{name}: sensors of calibrated cameras are not here; leave it out")
+            raise ConfigError(f"{name}: a configuration cannot make a calibrated camera; leave it out, and see RetinalTransform(camera=)")
 
 
 def _all_positive(value: Any) -> bool:

@@ -54,10 +54,13 @@ class Warp(NamedTuple):
         length: torch.Tensor = torch.linalg.vector_norm(points, dim=-1, keepdim=True)
         return length
 
+    def visual_radius(self, native: torch.Tensor) -> torch.Tensor:
+        """(..., 1) eccentricity of lattice coordinates (..., 2), in the warp's norm."""
+        return self.cmf_a * torch.expm1(self.radius(native) / self.normalizer * self.rate) / (self.fov / 2)
+
     def to_visual(self, native: torch.Tensor) -> torch.Tensor:
         """Lattice coordinates (..., 2) to visual ones."""
-        radius = self.radius(native)
-        visual = self.cmf_a * torch.expm1(radius / self.normalizer * self.rate) / (self.fov / 2)
+        radius, visual = self.radius(native), self.visual_radius(native)
         at_centre = self.cmf_a * self.rate / (self.normalizer * self.fov / 2)
         return native * torch.where(radius > 0, visual / radius.clamp_min(torch.finfo(radius.dtype).tiny), at_centre)
 
@@ -106,7 +109,10 @@ def warped(warp: Warp, resolution: int, extent: float, dtype: torch.dtype, reach
     offsets = torch.arange(-layers, resolution + layers, dtype=dtype, device=_CPU)
     inside = (offsets >= 0) & (offsets < resolution)
     around = pairs(axis[0] + offsets * step, axis[0] + offsets * step)[~(inside[:, None] & inside[None, :]).reshape(-1)]
-    return Lattice(points, polar_of(points), native, warp.to_visual(around), around)
+    # Either is the length of the points; to the last bit, these are fovi's.
+    radius = warp.visual_radius(native) if warp.norm == 2 else torch.linalg.vector_norm(points, dim=1, keepdim=True)
+    polar = torch.cat((radius, torch.atan2(points[:, 1:], points[:, :1])), dim=1)
+    return Lattice(points, polar, native, warp.to_visual(around), around)
 
 
 def log_polar(fov: float, cmf_a: float, resolution: int, field: str, extent: float, dtype: torch.dtype, reach: float = 0.5) -> Lattice:

@@ -25,6 +25,7 @@ _MAY_CHANGE = {
     "validation",
     "training.stop_early_epoch",
     "training.eval_freq",
+    "training.eval_only",
     "data.num_workers",
     "data.in_memory",
     "data.download",

@@ -120,7 +120,7 @@ class Trainer:
 
     # ---------------------------------------------------------------------------------------------- running
     def fit(self, resume: bool = False) -> TrainingReport:
-        """Trains to the last epoch.
+        """Trains to the last epoch; with ``training.eval_only`` evaluates only.
 
         Args:
             resume: go on from the folder's checkpoint, in the middle of an epoch too.
@@ -140,6 +140,9 @@ class Trainer:
             self.load()
         elif not self.report.steps:  # another stream in every process, whatever was drawn before
             seed_everything(int(section.seed) + 1 + self.fabric.global_rank)
+        if section.eval_only:
+            self.report.evaluation = self.evaluate()
+            return self.report
         before, started = self.report.seconds, time.perf_counter()
         last = min(int(section.epochs), int(section.stop_early_epoch) or int(section.epochs))
         self.network.train()

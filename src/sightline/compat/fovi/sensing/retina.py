@@ -71,7 +71,7 @@ class RetinalTransform(_RetinalTransform):
         **sampler_kwargs: Any,
     ) -> None:
         if sampler_kwargs.get("camera_model") is not None:
-            raise ConfigError("camera_model: sensors of calibrated cameras are not here; leave it out")
+            raise ConfigError("camera_model is not taken here: make a sightline.fovea.RetinalTransform(camera=) for a calibrated camera")
         where = device_or_default(device)
         if sensor is None:
             ladder = Ladder(
