@@ -93,7 +93,7 @@ POLICIES.register("multi_random_nearcenter", _random(near=True, centred=False))
 POLICIES.register("multi_random_nearcenter_train", _random(near=True, centred=True))
 POLICIES.register("uncertainty", _uncertainty)
 POLICIES.register("inhibition", lambda net: InhibitedSaccades(net.retinal_transform, net.settings.saccades.n_fixations))
-POLICIES.register("saliency", lambda net: SaliencySaccades(net.retinal_transform, net.settings.saccades.n_fixations))
+POLICIES.register("saliency", lambda net: SaliencySaccades(net.retinal_transform, net.settings.saccades.n_fixations, margin=0.1))
 # The names of the classes, as fovi has them.
 POLICIES.register("NoSaccadePolicy", POLICIES.get("none"))
 POLICIES.register("MultiRandomSaccadePolicy", POLICIES.get("multi_random"))
