@@ -25,7 +25,7 @@ def draw(results: Path, picture: Path) -> None:
     from matplotlib import pyplot as plt
 
     cases = json.loads(results.read_text(encoding="utf-8"))["cases"]
-    figure, (learning, looking) = plt.subplots(1, 2, figsize=(9.6, 3.8), sharey=True)
+    figure, (learning, looking) = plt.subplots(1, 2, figsize=(9.6, 4.4), sharey=True)
     foveated = [case for case in cases if case["case"] == "foveated, learned"]
     _learning(learning, foveated, lambda val: max(val, key=int), "#d62728", "foveated, 4 fixations")
     for count, colour in GREYS.items():
@@ -38,13 +38,18 @@ def draw(results: Path, picture: Path) -> None:
         counts = sorted(map(int, foveated[0]["tests"][test]["top1"]))
         values = [[100 * case["tests"][test]["top1"][str(count)] for count in counts] for case in foveated]
         _band(looking, counts, values, colour, words)
+    blind = [case for case in cases if case["case"] == "foveated, random"]
+    if blind:
+        counts = sorted(map(int, blind[0]["tests"]["random"]["top1"]))
+        values = [[100 * case["tests"]["random"]["top1"][str(count)] for count in counts] for case in blind]
+        _band(looking, counts, values, "#17becf", "trained and tested looking anywhere")
     learning.set_xlabel("epoch")
     learning.set_ylabel("right answers in %, digits not trained on")
     looking.set_xlabel(f"fixations ({foveated[0]['samples']} samples each)")
     for panel in (learning, looking):
         panel.set_ylim(0, 100)
         panel.grid(visible=True, color="#dddddd", linewidth=0.6)
-        panel.legend(fontsize=8, loc="upper left")
+        panel.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)  # below: nothing is covered
     figure.tight_layout()
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, metadata={"Date": None} if picture.suffix == ".svg" else None)

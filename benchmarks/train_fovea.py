@@ -161,14 +161,13 @@ def main() -> None:
     samples = 0
     for seed in range(seeds):
         samples = case("foveated, learned", seed, partial(foveated, seed, epochs, extra, True))["samples"]
+    for seed in range(seeds):
+        case("foveated, random", seed, partial(foveated, seed, epochs, extra, False))
     for count in CONTROLS[:1] if options.quick else CONTROLS:
         side, ends = math.ceil(math.sqrt(count * samples)), list(ENDS)
         for seed in range(seeds):
             rows = {end: case(f"dense, {count} x, {end}", seed, partial(dense, seed, epochs, extra, side, end)) for end in ends}
             ends = [max(rows, key=lambda end: rows[end]["top1"])]  # the better one of the first seed
-        if count == CONTROLS[-2] or options.quick:  # before the dearest control
-            for seed in range(seeds):
-                case("foveated, random", seed, partial(foveated, seed, epochs, extra, False))
 
 
 if __name__ == "__main__":
