@@ -273,9 +273,9 @@ def test_resnet101_is_analysed_in_a_tenth_of_a_second() -> None:
 
     with torch.device("meta"):
         model = resnet101(weights=None)
-    start = time.perf_counter()
+    start = time.process_time()
     graph = capture(model, torch.zeros(1, 3, 224, 224, device="meta"))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     best = math.inf
     for _ in range(5):
         start = time.process_time()
