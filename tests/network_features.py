@@ -33,6 +33,7 @@ def features(lowered: Lowered) -> set[str]:
 def wanted() -> set[str]:
     """What the generator must draw: every step that the lowering can emit, every activation and binary op, and the variants below."""
     emitted = {name.removeprefix("_emit_") for name in vars(lowering._Lowering) if name.startswith("_emit_")} - {"binary"}
+    emitted -= {"knn_conv", "knn_depthwise", "knn_pool"}  # on sensor points, not maps: networks of test_points.py
     acts = {f"act {kind}" for kind in lowering._ACTS if kind != "none"}
     return emitted | acts | _BINARY | {"input", "constant"} | _VARIANTS
 

@@ -170,8 +170,8 @@ class NativeExecutor(Executor):
             return
         self._opaque_ran.add(step)
         node = step.output
-        if node in self._opaque_views and len(step.reads) == 1 and (step.reads[0] in self._views or step.reads[0] in self._opaque_views):
-            self._opaque_changed.add(node)  # still what it reads, which lies where it lay
+        if node in self._opaque_views and len(step.reads) == 1 and step.reads[0] in self._views:
+            self._opaque_changed.add(node)  # still what it reads, which lies where it lay; results of torch steps do not
             return
         value = run_chain(step.nodes, self._read)
         if native_id >= 0:
